@@ -1,0 +1,73 @@
+"""Every exception perwatt raises on purpose. A message says what was expected, what was got, and what to do.
+
+PerwattError                  a person can mend the cause; the command line prints one line and exits with 2
+├── NetworkError              a network file cannot be used
+│   ├── UnsupportedOperator   an operator that perwatt's own engine does not have
+│   └── InvalidGraph          a Graph breaks a rule of the operator table: a defect of a reader, pass or builder
+├── InputError                arrays, photographs or arguments a caller handed in
+├── OutputError               a folder or file that cannot be written
+├── RecordError               a Record that cannot be read, or whose figures do not follow from its samples
+├── EngineError               an engine could not do what it was asked
+│   ├── EngineMissing         the engine's library is not installed
+│   ├── EngineRefused         the engine runs here, but not this network, batch or precision
+│   ├── EngineCrashed         the engine's process died
+│   └── EngineTimeout         the engine did not answer in time
+├── PlanError                 no plan keeps within the limits that were set
+└── PackageError              a package that is damaged, hostile or no longer agrees with its golden examples
+"""
+
+
+class PerwattError(Exception):
+    """The root: whatever perwatt raises on purpose."""
+
+
+class NetworkError(PerwattError):
+    """A network file cannot be used: not ONNX, truncated, weights missing, an unknown operator, a free dimension."""
+
+
+class UnsupportedOperator(NetworkError):
+    """An operator that perwatt's own engine does not have; rivals may still run the network."""
+
+
+class InvalidGraph(NetworkError):
+    """A Graph breaks a rule of the operator table."""
+
+
+class InputError(PerwattError):
+    """An array, photograph or argument that cannot be used."""
+
+
+class OutputError(PerwattError):
+    """A folder or file that cannot be written."""
+
+
+class RecordError(PerwattError):
+    """A Record that cannot be read, or whose figures do not follow from its samples."""
+
+
+class EngineError(PerwattError):
+    """An engine could not do what it was asked; the lab turns this into a row that says so."""
+
+
+class EngineMissing(EngineError):
+    """The engine's library is not installed."""
+
+
+class EngineRefused(EngineError):
+    """The engine runs here, but not this network, batch or precision."""
+
+
+class EngineCrashed(EngineError):
+    """The engine's process died."""
+
+
+class EngineTimeout(EngineError):
+    """The engine did not answer within its time."""
+
+
+class PlanError(PerwattError):
+    """No plan keeps within the limits that were set."""
+
+
+class PackageError(PerwattError):
+    """A package that is damaged, hostile, or no longer agrees with its golden examples."""

@@ -1,0 +1,61 @@
+"""Every environment variable perwatt reads, in one table; nothing else in perwatt reads the environment.
+
+A setting is read when it is asked for, never at import, so that tests and long-lived programs can change it.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from perwatt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One environment variable: its name, what an unset one means, and what it does."""
+
+    name: str
+    default: str
+    help: str
+
+
+SETTINGS = (
+    Setting("PERWATT_CACHE", "", "folder for compiled code, tuning results and weights; empty: the user's cache folder"),
+    Setting("PERWATT_THREADS", "", "number of threads of perwatt's own engine; empty: every core this process may use"),
+    Setting("PERWATT_MACHINE", "", "pretend a smaller vector unit: avx512, avx2, neon or portable; empty: what is here"),
+    Setting("NO_COLOR", "", "any value: no colour in the terminal"),
+)
+
+
+def text(name: str) -> str:
+    """Return the value of one setting of the table as text."""
+    for setting in SETTINGS:
+        if setting.name == name:
+            return os.environ.get(name, setting.default)
+    raise KeyError(f"{name} is not a setting; add it to SETTINGS")
+
+
+def cache_folder() -> Path:
+    """Return the folder for everything perwatt can make again; it may not exist yet."""
+    chosen = text("PERWATT_CACHE")
+    return Path(chosen) if chosen else platformdirs.user_cache_path("perwatt")
+
+
+def threads() -> int | None:
+    """Return the number of threads asked for, or None when the machine is to decide.
+
+    Raises InputError when PERWATT_THREADS is no positive whole number.
+    """
+    chosen = text("PERWATT_THREADS")
+    if not chosen:
+        return None
+    if not chosen.isdigit() or int(chosen) < 1:
+        raise InputError(f"PERWATT_THREADS: expected a positive whole number, got {chosen!r}; unset it or give one")
+    return int(chosen)
+
+
+def no_color() -> bool:
+    """Return whether the terminal must stay without colour."""
+    return bool(text("NO_COLOR"))
