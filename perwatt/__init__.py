@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perwatt.graph import Graph, read
-    from perwatt.run import Model, compile
 
 __version__ = "0.1.0"
-__all__ = ["Graph", "Model", "__version__", "compile", "read"]
+__all__ = ["Graph", "__version__", "read"]
 
-_ROOMS = {"Graph": "perwatt.graph", "read": "perwatt.graph", "Model": "perwatt.run", "compile": "perwatt.run"}
+_ROOMS = {"Graph": "perwatt.graph", "read": "perwatt.graph"}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,9 +22,9 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("PERWATT_CACHE", "", "folder for compiled code, tuning results and weights; empty: the user's cache folder"),
-    Setting("PERWATT_THREADS", "", "number of threads of perwatt's own engine; empty: every core this process may use"),
-    Setting("PERWATT_MACHINE", "", "pretend a smaller vector unit: avx512, avx2, neon or portable; empty: what is here"),
+    Setting("PERWATT_CACHE", "", "folder for compiled code, tuning results, weights; empty: the user's cache folder"),
+    Setting("PERWATT_THREADS", "", "threads of perwatt's own engine; empty: every core this process may use"),
+    Setting("PERWATT_MACHINE", "", "pretend a smaller vector unit: avx512, avx2, neon, portable; empty: what is here"),
     Setting("NO_COLOR", "", "any value: no colour in the terminal"),
 )
 

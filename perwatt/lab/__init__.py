@@ -1,0 +1,1 @@
+"""Scenarios, clocks, meters, statistics, engines, Records, reports."""

@@ -1,0 +1,1 @@
+"""The built-in networks, as builders that read like the papers they come from."""

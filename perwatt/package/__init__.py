@@ -1,0 +1,1 @@
+"""The deployable file: network, preprocessing, labels, golden examples."""

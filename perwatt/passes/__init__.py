@@ -1,0 +1,1 @@
+"""Graph to Graph: one file per rewrite, one ordered tuple."""

@@ -1,0 +1,1 @@
+"""Graph and machine to Plan: every decision, with its reason."""

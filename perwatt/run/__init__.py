@@ -1,0 +1,1 @@
+"""compile(): the one function that joins the rooms."""
