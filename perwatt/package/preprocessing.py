@@ -28,7 +28,7 @@ Photo = Image.Image
 Crop = tuple[float, float, float, float]
 FILTERS = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 # A closed list: Pillow's other readers include some that start outside programs (EPS) or are rarely tested.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF")
 # What Pillow's decoders raise on damaged bytes, as found by flipping some.
 DAMAGE = (
     OSError,

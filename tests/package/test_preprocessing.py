@@ -199,3 +199,14 @@ def test_preprocessing_that_contradicts_itself_is_refused() -> None:
         Preprocessing((28, 28), 28, "bilinear", "grey", (0.0,) * 3, (1.0,) * 3)
     with pytest.raises(InputError, match="'rbg'"):
         Preprocessing((28, 28), 28, "bilinear", "rbg", (0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.mark.parametrize("form", ["EPS", "PDF", "ICO"])
+def test_formats_outside_the_closed_list_are_refused(form: str) -> None:
+    with pytest.raises(InputError, match="no image format"):
+        decode(stored(photograph(16, 16), form))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF"])
+def test_formats_of_the_closed_list_are_read(form: str) -> None:
+    assert decode(stored(photograph(16, 17), form)).size == (16, 17)
