@@ -1,18 +1,28 @@
 """Record: one measurement with its raw samples, as a versioned JSON file.
 
-Everything that is printed follows from the raw part (blocks, samples, references); `figures.py` computes it and
-`check.py` computes it again. Missing is None.
+Raw parts (blocks, samples, references, what the engines said) are measured once; everything else follows from them:
+`figures.complete` computes it and `check.check` computes it again. Missing is None.
 
 Format history
-  1  first version
+  1  first version: blocks say whether the other engines had come to rest; samples carry every image's error and class,
+     and the whole output of some images; the twin of the A/A pair is in `noise`; figures carry tolerance and verdict;
+     the status `skipped` and the Record's `notes`
 """
 
+import base64
+import binascii
+import math
+import zlib
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from perwatt.errors import RecordError
+
 SCHEMA_VERSION = 1
-Status = Literal["ok", "invalid", "missing", "refused", "crashed", "timeout", "interrupted"]
+Status = Literal["ok", "invalid", "missing", "refused", "crashed", "timeout", "skipped", "interrupted"]
+Verdict = Literal["faster", "slower", "no difference seen"]
 
 
 class _Part(BaseModel):
@@ -35,12 +45,18 @@ class Array(_Part):
 
 
 class Block(_Part):
-    """One uninterrupted stretch of runs of one row. Times are monotonic seconds since the Record's start."""
+    """One uninterrupted stretch of timed runs of one row. Times are monotonic seconds since the Record's start.
+
+    `sequence` counts every block of the Record in the order of time. Blocks of different rows of one network and batch
+    with the same `round` were measured side by side and are paired. `wait_s` is how long the lab waited for the other
+    engines' threads to rest, `rested` whether they did. `warmup_runs` ran before the timed runs, untimed.
+    """
 
     sequence: int
     round: int
     start_s: float
     wait_s: float
+    rested: bool
     warmup_runs: int
     durations_ns: tuple[int, ...]
     load_average: float | None
@@ -49,12 +65,21 @@ class Block(_Part):
 
 
 class Sample(_Part):
-    """The output of one timed run of a row: which block and run, which input batch, and what came out."""
+    """What one timed run of a row returned: which block (its `sequence`) and run of it, and which input batch.
+
+    Per image of the batch: the relative error against the reference (None: not a finite number) and the class chosen.
+    `strangers` counts images whose output lies nearer to another image's reference than to their own. `images` are the
+    positions in the batch whose whole output is kept, `output` is theirs, shape (len(images), values).
+    """
 
     block: int
     run: int
     input: int
-    output: Array
+    relative_errors: tuple[float | None, ...]
+    classes: tuple[int, ...]
+    strangers: int
+    images: tuple[int, ...]
+    output: Array | None
 
 
 class Percentile(_Part):
@@ -65,20 +90,52 @@ class Percentile(_Part):
 
 
 class Figures(_Part):
-    """What is printed of a row. Every field follows from the row's blocks and samples and its peers'."""
+    """What is printed of a row; every field follows from the row's blocks and samples, its peers' and the A/A pair's.
+
+    `images_per_s`: median over blocks, with its interval. `relative_error`: the worst image of all samples.
+    `best_other`: the fastest valid other engine at the same network, batch and precision; `ratio_to_best` is this row's
+    speed over that one's, paired by round, and `verdict` what may be said of it. `drift`: speed of the later half of
+    the blocks over that of the earlier half, minus 1. `rounds_wanted`: rounds that the profile's half width would take.
+    """
 
     images_per_s: Estimate | None
     latency_p50_s: float | None
     percentiles: tuple[Percentile, ...]
     relative_error: float | None
+    tolerance: float | None
     top1_agreement: float | None
+    best_other: str | None
     ratio_to_best: Estimate | None
+    verdict: Verdict | None
     drift: float | None
+    rounds: int
+    rounds_wanted: int | None
     warnings: tuple[str, ...]
 
 
+NO_FIGURES = Figures(
+    images_per_s=None,
+    latency_p50_s=None,
+    percentiles=(),
+    relative_error=None,
+    tolerance=None,
+    top1_agreement=None,
+    best_other=None,
+    ratio_to_best=None,
+    verdict=None,
+    drift=None,
+    rounds=0,
+    rounds_wanted=None,
+    warnings=(),
+)
+
+
 class Row(_Part):
-    """One engine on one network at one batch and precision: what was asked, what happened, raw samples, figures."""
+    """One engine on one network at one batch and precision: what was asked, what happened, raw samples, figures.
+
+    The engine `null` runs nothing: its rows measure the lab's own cost and are judged by nobody. A row that failed
+    midway keeps its blocks but has no figures.
+    """
 
     network: str
     engine: str
@@ -100,11 +157,16 @@ class Row(_Part):
 
 
 class Reference(_Part):
-    """The FP32 reference output for one input batch of one network (ONNX Runtime with optimisations off)."""
+    """The FP32 reference (ONNX Runtime with optimisations off) for one input batch of one network.
+
+    `classes` per image; `images` are the positions whose whole reference output is kept in `output`.
+    """
 
     network: str
     batch: int
     input: int
+    classes: tuple[int, ...]
+    images: tuple[int, ...]
     output: Array
 
 
@@ -135,20 +197,30 @@ class Profile(_Part):
     block_s: float
     minimum_rounds: int
     limit_s: float
+    load_limit_s: float
 
 
 class Noise(_Part):
-    """The A/A pair of this run: the same engine in two workers; `floor` is the half width of the ratio's interval."""
+    """The A/A pair of this run: the same engine in two workers; `blocks` are the second worker's.
+
+    `ratio` is the second worker's speed over the first's (the row of that name); `floor` is half the width of its
+    interval, relative, None where the rounds carry no interval.
+    """
 
     network: str
     engine: str
     batch: int
-    ratio: Estimate
-    floor: float
+    precision: Literal["fp32", "bf16", "fp16"]
+    blocks: tuple[Block, ...]
+    ratio: Estimate | None
+    floor: float | None
 
 
 class Record(_Part):
-    """One run of the lab, whole or cut short, with everything needed to compute its figures again."""
+    """One run of the lab, whole or cut short, with everything needed to compute its figures again.
+
+    `harness_cost_s` is the median run of the null engine. `digest` is the SHA-256 of all other fields.
+    """
 
     schema_version: Literal[1]
     created: str
@@ -161,6 +233,7 @@ class Record(_Part):
     machine_id: str
     partial: bool
     partial_reason: str | None
+    notes: tuple[str, ...]
     duration_s: float
     networks: tuple[NetworkFacts, ...]
     photographs: tuple[Photograph, ...]
@@ -169,3 +242,27 @@ class Record(_Part):
     noise: Noise | None
     harness_cost_s: float | None
     digest: str
+
+
+def pack(values: np.ndarray) -> Array:
+    """Return a float32 copy of `values` as an Array."""
+    data = np.ascontiguousarray(values, dtype="<f4")
+    return Array(shape=data.shape, data=base64.b64encode(zlib.compress(data.tobytes(), 6)).decode("ascii"))
+
+
+def unpack(array: Array) -> np.ndarray:
+    """Return the float32 values of an Array. Raises RecordError when its bytes are not what its shape says."""
+    wanted = 4 * math.prod(array.shape)
+    try:
+        packed = base64.b64decode(array.data, validate=True)
+        data = zlib.decompressobj().decompress(packed, wanted + 1)  # bounded: a hostile Record cannot fill the memory
+    except (binascii.Error, zlib.error, ValueError) as error:
+        raise RecordError(
+            f"array: expected base64 of zlib, got {error}; take the Record from its source again"
+        ) from None
+    if len(data) != wanted or any(length < 0 for length in array.shape):
+        raise RecordError(
+            f"array: expected {wanted} bytes for shape {array.shape}, got {'more' if len(data) > wanted else len(data)}; "
+            "take the Record from its source again"
+        )
+    return np.frombuffer(data, dtype="<f4").reshape(array.shape).astype(np.float32)
