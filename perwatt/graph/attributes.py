@@ -19,12 +19,13 @@ INTEGER = {
     *("exclude_outside", "antialias"),
 }
 INTEGERS = {"strides", "dilations", "pads", "kernel_shape", "shape", "axes", "perm", "starts", "ends", "steps"} | {
-    *("split", "sizes"),
+    *("split", "sizes", "splits"),
 }
 NUMBER = {"alpha", "beta", "gamma", "bias", "epsilon", "cubic_coeff_a", "extrapolation_value"}
 NUMBERS = {"scales"}
-TEXT = {"mode", "coordinate_transformation_mode", "nearest_mode", "approximate", "to"}
-BOUND = {"min", "max", "value"}  # numbers that have the precision of the tensor, not of an ONNX attribute
+TEXT = {"mode", "coordinate_transformation_mode", "nearest_mode", "approximate", "to", "activation"}
+# Numbers that have the precision of the tensor, not of an ONNX attribute.
+BOUND = {"min", "max", "value", "activation_alpha", "activation_beta"}
 
 
 def integer(node: Node, name: str) -> int:

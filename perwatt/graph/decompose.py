@@ -13,7 +13,7 @@ WINDOW = ("kernel_shape", "strides", "pads", "dilations", "group")
 def decomposed(graph: Graph) -> Graph:
     """Return the Graph without FusedConv, FusedGemm and Silu; the very same one when it has none.
 
-    FusedConv → Conv → Add (residual) → activation → Split (splits), each only where it is needed; FusedGemm → Gemm → ...
+    FusedConv → Conv → Add (residual) → activation → Split (splits), each only where needed; FusedGemm likewise.
     """
     if not any(node.operator in ("FusedConv", "FusedGemm", "Silu") for node in graph.nodes):
         return graph
@@ -24,7 +24,7 @@ def decomposed(graph: Graph) -> Graph:
     def emit(operator: str, inputs: tuple[str, ...], outputs: tuple[str, ...], **given: Attribute) -> str:
         title = _new(f"{outputs[0]}/{operator.lower()}", titles)
         known = [values[name] if name else None for name in inputs]
-        node, made = make(operator, title, inputs, outputs or (title,), given, known)
+        node, made = make(operator, title, inputs, outputs, given, known)
         nodes.append(node)
         values.update({value.name: value for value in made})
         return outputs[0]

@@ -9,6 +9,7 @@ from onnx import helper, numpy_helper
 
 from perwatt.errors import NetworkError, UnsupportedOperator
 from perwatt.graph.attributes import integer, integers, number, numbers, text
+from perwatt.graph.decompose import decomposed
 from perwatt.graph.graph import Attribute, Graph, Node, Value
 from perwatt.graph.operators import FOREIGN_DOMAIN, FOREIGN_OPSET, is_foreign
 from perwatt.graph.shapes import element_type
@@ -38,8 +39,9 @@ def write(graph: Graph) -> bytes:
     """Return the Graph as an ONNX file; reading it gives a Graph of the same structure.
 
     Raises UnsupportedOperator for a node that keeps a form which the file's opset has no longer, and NetworkError when
-    the file would be larger than the 2 GB that ONNX allows.
+    the file would be larger than the 2 GB that ONNX allows. Operators that ONNX does not have are spelt out in its own.
     """
+    graph = decomposed(graph)
     size = sum(array.nbytes for array in graph.constants.values())
     if size > LARGEST_BYTES:
         raise NetworkError(f"{graph.name}: expected weights below 2 GB, got {size} bytes; split the network")

@@ -13,6 +13,7 @@ import numpy as np
 
 from perwatt.errors import InvalidGraph
 from perwatt.graph import attributes as canon
+from perwatt.graph import fused_operators as fused
 from perwatt.graph import shapes
 from perwatt.graph.attributes import Attributes, Inputs
 from perwatt.graph.graph import Attribute, Node, Value
@@ -22,7 +23,10 @@ MANY = 2**31  # as many inputs as one likes
 
 @dataclass(frozen=True)
 class Operator:
-    """One row: `inputs` is the least and the greatest number of them; `complete` makes attributes canonical."""
+    """One row: `inputs` is the least and the greatest number of them; `complete` makes attributes canonical.
+
+    `optional` names the attributes for which None is a value of its own.
+    """
 
     name: str
     inputs: tuple[int, int]
@@ -30,6 +34,7 @@ class Operator:
     complete: Callable[[Attributes, Inputs], Attributes]
     infer: Callable[[Node, Inputs], shapes.Made]
     multiply_adds: Callable[[Node, Inputs, Sequence[Value]], int] = shapes.no_multiply_adds
+    optional: frozenset[str] = frozenset()
 
 
 def _row(
@@ -44,8 +49,10 @@ def _row(
         "Conv": shapes.convolution_multiply_adds,
         "Gemm": shapes.gemm_multiply_adds,
         "MatMul": shapes.matmul_multiply_adds,
+        "FusedConv": fused.fused_convolution_multiply_adds,
+        "FusedGemm": fused.fused_gemm_multiply_adds,
     }.get(name, shapes.no_multiply_adds)
-    return Operator(name, inputs, defaults, complete, infer, cost)
+    return Operator(name, inputs, defaults, complete, infer, cost, frozenset({"activation", "splits"} & set(defaults)))
 
 
 _WINDOW: dict[str, Attribute] = {"kernel_shape": None, "strides": None, "pads": None, "dilations": None}
@@ -65,6 +72,7 @@ _SLICE: dict[str, Attribute] = {"starts": None, "ends": None, "axes": None, "ste
 _GEMM: dict[str, Attribute] = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
 _UNARY = ("Identity", "Dropout", "Relu", "Sigmoid", "HardSwish", "Tanh", "Softplus", "Softsign", "Mish")
 _UNARY_MATHS = ("Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Neg", "Abs", "Floor", "Ceil")
+_ACTIVATION: dict[str, Attribute] = {"activation": None, "activation_alpha": 0.0, "activation_beta": 0.0}
 
 _ROWS = (
     # convolutions and matrix products
@@ -113,6 +121,13 @@ _ROWS = (
     _row("Slice", (1, 1), shapes.infer_slice, _SLICE, canon.complete_slice),
     _row("Split", (1, 1), shapes.infer_split, {"axis": 0, "split": None}, canon.complete_split),
     _row("Resize", (1, 1), shapes.infer_resize, _RESIZE, canon.complete_resize),
+    # perwatt's own, made by passes
+    _row(
+        *("FusedConv", (2, 4), fused.infer_fused_convolution),
+        *({**_WINDOW, "group": 1, **_ACTIVATION, "splits": None}, fused.complete_fused_convolution),
+    ),
+    _row("FusedGemm", (2, 4), fused.infer_fused_gemm, _ACTIVATION, fused.complete_activation),
+    _row("Silu", (1, 1), shapes.infer_same),
 )
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType({row.name: row for row in _ROWS})
@@ -146,7 +161,8 @@ def make(
         raise canon.refusal(operator, name, wanted, str(list(inputs)))
     try:
         filled = {**row.attributes, **canon.coerced(operator, given)}
-        missing = [key for key, value in row.complete(filled, known).items() if value is None]
+        completed = row.complete(filled, known).items()
+        missing = [key for key, value in completed if value is None and key not in row.optional]
         if missing:
             raise canon.refusal(operator, "", f"attribute {missing[0]}", "none")
         node = Node(operator, name, tuple(inputs), tuple(outputs), MappingProxyType(row.complete(filled, known)))
