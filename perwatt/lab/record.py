@@ -19,10 +19,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from perwatt.errors import RecordError
+from perwatt.lab.statistics import Verdict
 
 SCHEMA_VERSION = 1
 Status = Literal["ok", "invalid", "missing", "refused", "crashed", "timeout", "skipped", "interrupted"]
-Verdict = Literal["faster", "slower", "no difference seen"]
 
 
 class _Part(BaseModel):
@@ -49,7 +49,9 @@ class Block(_Part):
 
     `sequence` counts every block of the Record in the order of time. Blocks of different rows of one network and batch
     with the same `round` were measured side by side and are paired. `wait_s` is how long the lab waited for the other
-    engines' threads to rest, `rested` whether they did. `warmup_runs` ran before the timed runs, untimed.
+    engines' threads to rest, `rested` whether they did. `warmup_runs` ran before the timed runs, untimed. `elapsed_s`
+    is from the first timed run's start to the last one's end: what it has above the sum of `durations_ns` is the
+    harness.
     """
 
     sequence: int
@@ -58,6 +60,7 @@ class Block(_Part):
     wait_s: float
     rested: bool
     warmup_runs: int
+    elapsed_s: float
     durations_ns: tuple[int, ...]
     load_average: float | None
     clock_mhz: float | None
@@ -68,8 +71,9 @@ class Sample(_Part):
     """What one timed run of a row returned: which block (its `sequence`) and run of it, and which input batch.
 
     Per image of the batch: the relative error against the reference (None: not a finite number) and the class chosen.
-    `strangers` counts images whose output lies nearer to another image's reference than to their own. `images` are the
-    positions in the batch whose whole output is kept, `output` is theirs, shape (len(images), values).
+    `strangers` counts images whose output plainly is another image's reference. `hash` is of the whole output's bytes:
+    the same for two inputs means a stale output. `images` are the positions in the batch whose whole output is kept
+    (the worst image of the row is always among them), `output` is theirs, shape (len(images), values).
     """
 
     block: int
@@ -78,6 +82,7 @@ class Sample(_Part):
     relative_errors: tuple[float | None, ...]
     classes: tuple[int, ...]
     strangers: int
+    hash: str
     images: tuple[int, ...]
     output: Array | None
 
@@ -159,13 +164,15 @@ class Row(_Part):
 class Reference(_Part):
     """The FP32 reference (ONNX Runtime with optimisations off) for one input batch of one network.
 
-    `classes` per image; `images` are the positions whose whole reference output is kept in `output`.
+    `classes` per image; `hash` of the whole output's bytes; `images` are the positions whose whole reference output is
+    kept in `output`, shape (len(images), values).
     """
 
     network: str
     batch: int
     input: int
     classes: tuple[int, ...]
+    hash: str
     images: tuple[int, ...]
     output: Array
 
@@ -219,7 +226,8 @@ class Noise(_Part):
 class Record(_Part):
     """One run of the lab, whole or cut short, with everything needed to compute its figures again.
 
-    `harness_cost_s` is the median run of the null engine. `digest` is the SHA-256 of all other fields.
+    `harness_cost_s` is the wall time per run of the timed loop on the null engine, median of its blocks. `digest` is
+    the SHA-256 of all other fields.
     """
 
     schema_version: Literal[1]
@@ -262,7 +270,7 @@ def unpack(array: Array) -> np.ndarray:
         ) from None
     if len(data) != wanted or any(length < 0 for length in array.shape):
         raise RecordError(
-            f"array: expected {wanted} bytes for shape {array.shape}, got {'more' if len(data) > wanted else len(data)}; "
+            f"array: expected {wanted} bytes for shape {array.shape}, got another number; "
             "take the Record from its source again"
         )
     return np.frombuffer(data, dtype="<f4").reshape(array.shape).astype(np.float32)
