@@ -24,6 +24,7 @@ class Setting:
 SETTINGS = (
     Setting("PERWATT_CACHE", "", "folder for compiled code, tuning results, weights; empty: the user's cache folder"),
     Setting("PERWATT_THREADS", "", "threads of perwatt's own engine; empty: every core this process may use"),
+    Setting("PERWATT_SPIN_US", "100", "microseconds an idle thread of the engine spins before it sleeps"),
     Setting("PERWATT_MACHINE", "", "pretend a smaller vector unit: avx512, avx2, neon, portable; empty: what is here"),
     Setting("NO_COLOR", "", "any value: no colour in the terminal"),
 )
@@ -54,6 +55,21 @@ def threads() -> int | None:
     if not chosen.isdigit() or int(chosen) < 1:
         raise InputError(f"PERWATT_THREADS: expected a positive whole number, got {chosen!r}; unset it or give one")
     return int(chosen)
+
+
+def spin_us() -> float:
+    """Return how many microseconds an idle engine thread spins before it sleeps.
+
+    Raises InputError when PERWATT_SPIN_US is no number from 0 to a million.
+    """
+    chosen = text("PERWATT_SPIN_US")
+    try:
+        spin = float(chosen)
+    except ValueError:
+        spin = -1.0
+    if not 0 <= spin <= 1e6:
+        raise InputError(f"PERWATT_SPIN_US: expected a number from 0 to 1000000, got {chosen!r}; unset it or give one")
+    return spin
 
 
 def no_color() -> bool:

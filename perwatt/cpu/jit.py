@@ -8,23 +8,19 @@ import itertools
 import threading
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
+
+from perwatt import settings
+from perwatt.machine import Isa, Machine, this_machine
 
 # LLVM's names of what a smaller vector unit lacks; switching off the root feature drops all that imply it.
 AVX512 = ("avx512f", "avx10.1", "avx10.2", "amx-tile", "evex512")
 AVX2 = ("avx",)
 _numbers = itertools.count()
 _lock = threading.Lock()
-
-
-class HasIsa(Protocol):
-    """What the compiler needs to know of a machine."""
-
-    @property
-    def isa(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -79,16 +75,24 @@ def host_target() -> Target:
     return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
 
 
-def target_of(machine: HasIsa | None = None) -> Target:
-    """Return the target for a machine: this processor with the vector units above machine.isa switched off."""
+@cache
+def _isa_here(masked: str) -> Isa:
+    # Keyed by the setting, so that a test or a long-lived program may change it; describing the machine takes a while.
+    return this_machine().isa
+
+
+def target_of(machine: Machine | None = None) -> Target:
+    """Return the target for a machine, None: this one as PERWATT_MACHINE masks it.
+
+    The processor stays the one that is here, for its costs and schedules; vector units above the machine's are off.
+    """
     host = host_target()
-    if machine is None or machine.isa in ("avx512", "neon"):
+    isa = machine.isa if machine is not None else _isa_here(settings.text("PERWATT_MACHINE"))
+    if isa in ("avx512", "neon") or not host.triple.startswith("x86_64"):
         return host
-    if not host.triple.startswith("x86_64"):
-        return host
-    missing = AVX512 if machine.isa == "avx2" else AVX512 + AVX2
-    known = dict(pair for pair in ((entry[1:], entry[0]) for entry in host.features.split(",")))
+    known = {entry[1:]: entry[0] for entry in host.features.split(",")}
     kept = [sign + name for name, sign in known.items() if not name.startswith(("avx512", "avx10", "amx"))]
+    missing = AVX512 if isa == "avx2" else AVX512 + AVX2
     return Target(host.triple, host.processor, ",".join([*kept, *(f"-{name}" for name in missing if name in known)]))
 
 
@@ -129,7 +133,7 @@ def compile_object(source: str, target: Target, options: Options = DEFAULT_OPTIO
     return machine.emit_object(module), _defined(module)
 
 
-def assembly(source: str, machine: HasIsa | None = None, options: Options = DEFAULT_OPTIONS) -> str:
+def assembly(source: str, machine: Machine | None = None, options: Options = DEFAULT_OPTIONS) -> str:
     """Return the assembly text that compile_module would make of the same IR, for people and tests to read."""
     target_machine, module = _optimised(source, target_of(machine), options)
     return str(target_machine.emit_assembly(module))
@@ -157,7 +161,7 @@ def load_object(image: bytes, functions: tuple[str, ...], name: str = "module") 
 
 
 def compile_module(
-    source: str, machine: HasIsa | None = None, name: str = "module", options: Options = DEFAULT_OPTIONS
+    source: str, machine: Machine | None = None, name: str = "module", options: Options = DEFAULT_OPTIONS
 ) -> NativeCode:
     """Return native code for one module of text IR, for the processor of this process limited to machine.isa.
 

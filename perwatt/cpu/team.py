@@ -1,0 +1,216 @@
+"""Threads that live in native code and walk a step table together: one wake-up per inference.
+
+A team of N is the caller (thread 0) and N - 1 Python threads, each inside one ctypes call that has released the
+interpreter lock for good. They start at the first run, spin briefly between runs and then sleep in the kernel.
+"""
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perwatt import settings
+from perwatt.cpu import team_code
+from perwatt.cpu.jit import NativeCode, compile_module, host_target
+from perwatt.errors import EngineError
+
+BARRIER = 1  # bit of a step's flags: all threads meet after this step
+WORDS_PER_STEP = 4
+BARRIER_SPIN_NS = 100_000
+BARRIER_YIELD_NS = 400_000
+_STOP_WAIT_S = 10.0
+
+Table = NDArray[np.int64]
+
+
+@cache
+def _code(sleeping: str) -> NativeCode:
+    architecture = host_target().triple.split("-")[0]
+    source = team_code.source(architecture, sleeping or team_code.default_sleeping(architecture))
+    return compile_module(source, name="team")
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs the calling thread may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Crew:
+    """The part of a team that its worker threads use; it knows nothing of the Team, so that one can be collected."""
+
+    def __init__(self, threads: int, cpus: tuple[int, ...], spin_ns: int, sleeping: str) -> None:
+        self.size = threads
+        self.cpus = cpus
+        self.spin_ns = spin_ns
+        self.code = _code(sleeping)
+        self.memory = np.zeros(team_code.CONTROL_BYTES + team_code.LINE_BYTES, np.uint8)
+        self.control = -(-self.memory.ctypes.data // team_code.LINE_BYTES) * team_code.LINE_BYTES
+        pointer, integer = ctypes.c_void_p, ctypes.c_int64
+        self.native_run = ctypes.CFUNCTYPE(None, pointer, pointer, integer, pointer)(self.code.address("run"))
+        self.native_serve = ctypes.CFUNCTYPE(None, pointer, integer)(self.code.address("serve"))
+        self.native_stop = ctypes.CFUNCTYPE(None, pointer)(self.code.address("stop"))
+        self.native_prepare = ctypes.CFUNCTYPE(None, pointer)(self.code.address("prepare"))
+        self.forget()
+
+    def forget(self) -> None:
+        """Become a crew without threads: at first, and in the child of a fork, where the threads do not exist."""
+        self.lock = threading.Lock()
+        self.threads: list[threading.Thread] = []
+        self.started = False
+        self.closed = False
+
+    def start(self) -> None:
+        """Start the workers; raises EngineError when the system gives no more threads."""
+        self.memory[:] = 0
+        start = self.control - self.memory.ctypes.data + team_code.SETTINGS
+        line = self.memory[start : start + team_code.LINE_BYTES]
+        line[0:4].view(np.int32)[0] = self.size
+        # More threads than CPUs: who waits must make room at once for who works.
+        crowded = self.size > usable_cpus()
+        spins = (0, 0) if crowded else (self.spin_ns, BARRIER_SPIN_NS)
+        line[8:32].view(np.int64)[:] = (*spins, BARRIER_YIELD_NS)
+        self.native_prepare(self.control)
+        try:
+            for thread in range(1, self.size):
+                worker = threading.Thread(target=self.work, args=(thread,), name=f"perwatt-{thread}", daemon=True)
+                self.threads.append(worker)
+                worker.start()
+            self.started = True
+        except RuntimeError as error:
+            raise EngineError(
+                f"expected {self.size} threads, the system gave fewer ({error}); ask for fewer"
+            ) from error
+        finally:
+            if not self.started:  # no more threads, or Ctrl-C
+                self.dismiss()
+
+    def work(self, thread: int) -> None:
+        """A worker's life, on its own thread."""
+        if self.cpus and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {self.cpus[thread % len(self.cpus)]})
+        self.native_serve(self.control, thread)
+
+    def dismiss(self) -> None:
+        """Let the workers leave native code and wait for them."""
+        self.native_stop(self.control)
+        for worker in self.threads:
+            if worker.ident is not None:
+                worker.join(_STOP_WAIT_S)
+        self.threads = []
+        self.started = False
+
+    def close(self) -> None:
+        """Stop for good, after the run in progress; called at interpreter exit, before code is unloaded."""
+        lock = self.lock
+        held = lock.acquire(timeout=_STOP_WAIT_S)
+        try:
+            self.closed = True
+            if self.started:
+                self.dismiss()
+        finally:
+            if held:
+                lock.release()
+
+
+_crews: "weakref.WeakSet[_Crew]" = weakref.WeakSet()
+_shared: "dict[int, Team]" = {}
+_shared_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    for crew in list(_crews):
+        closed = crew.closed
+        crew.forget()
+        crew.closed = closed
+
+
+@cache
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+class Team:
+    """Threads that run step tables; one run at a time, a second caller waits.
+
+    threads counts the caller too. cpus pins worker i to cpus[i % len(cpus)] (cpus[0] is meant for the caller, who is
+    not touched); None leaves placing to the system. spin_us: how long an idle worker spins before it sleeps, None:
+    PERWATT_SPIN_US. sleeping: "futex" or "condition", empty: what the system has.
+    Raises ValueError for fewer than one thread, EngineError (at the first run) when threads cannot be had.
+    """
+
+    def __init__(
+        self, threads: int, cpus: Sequence[int] | None = None, *, spin_us: float | None = None, sleeping: str = ""
+    ) -> None:
+        if threads < 1:
+            raise ValueError(f"a team has at least one thread, got {threads}")
+        _watch_forks()
+        spin = settings.spin_us() if spin_us is None else spin_us
+        self._crew = _Crew(threads, tuple(cpus or ()), int(spin * 1000), sleeping)
+        _crews.add(self._crew)
+        self.threads = threads
+        self._closing = weakref.finalize(self, self._crew.close)  # runs at interpreter exit too
+
+    def run(self, table: Table) -> None:
+        """Run a step table on all threads and return when every one has finished.
+
+        table: int64 [steps, 4], a row = function address, arguments address, flags, 0. Every thread calls
+        function(arguments, thread, threads) for each row in order; flags & BARRIER: all wait for all after the row.
+        Denormals count as zero inside; the caller's floating-point mode is as before on return.
+        Raises ValueError on a table of another shape or type, EngineError after close().
+        """
+        address, steps = _checked(table)
+        self._run(address, steps, 0)
+
+    def bind(self, table: Table) -> Callable[[], None]:
+        """Return a function that runs this table without checking it again; it keeps the table, not what that points to."""
+        address, steps = _checked(table)
+        return partial(self._run, address, steps, 0, table)
+
+    def time_steps(self, table: Table, repeats: int) -> NDArray[np.float64]:
+        """Return the duration in ns of every step of every repeat, float64 [repeats, steps], as thread 0 saw it.
+
+        A step with a barrier lasts until all have met; a step without one counts thread 0's own work only.
+        """
+        address, steps = _checked(table)
+        times = np.zeros((repeats, steps + 1), np.int64)
+        for row in times:
+            self._run(address, steps, row.ctypes.data)
+        return np.diff(times, axis=1).astype(np.float64)
+
+    def close(self) -> None:
+        """Stop the workers, after the run in progress; a closed team refuses to run."""
+        self._closing()
+
+    def _run(self, address: int, steps: int, times: int, table: Table | None = None) -> None:
+        crew = self._crew
+        with crew.lock:
+            if not crew.started:
+                if crew.closed:
+                    raise EngineError("expected a running team, this one is closed; make another")
+                crew.start()
+            crew.native_run(crew.control, address, steps, times)
+
+
+def _checked(table: Table) -> tuple[int, int]:
+    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != WORDS_PER_STEP or not table.flags.c_contiguous:
+        raise ValueError(f"a step table is contiguous int64 [steps, {WORDS_PER_STEP}], got {table.dtype} {table.shape}")
+    if not table[:, 0].all():
+        raise ValueError(f"step {int(np.argmin(table[:, 0] != 0))} has no function")
+    return table.ctypes.data, len(table)
+
+
+def shared_team(threads: int) -> Team:
+    """Return the team of this many threads that all Models of the process share."""
+    with _shared_lock:
+        team = _shared.get(threads)
+        if team is None:
+            team = _shared[threads] = Team(threads)
+        return team
