@@ -1,0 +1,236 @@
+"""Winograd convolution F(m x m, r x r), stride 1: input transform, α² matrix products, output transform.
+
+Two ways to spread it over a team:
+  fused    each thread takes blocks of tiles through all three stages in a scratch of its own that fits its L2; the
+           transformed weights are read once per block. For maps with many tiles.
+  shared   step one transforms every tile into a buffer all threads see; step two gives each thread a part of the output
+           channels, so the transformed weights are read once in all. For small maps at small batch, where reading the
+           weights is what takes the time.
+
+Layouts, in floats (V lanes, T tiles in a block, C input and K output channels in blocks of V):
+  transformed input   [α²][C/V][T][V], with one vector of padding after each of the α² planes against aliasing in L1
+  transformed weights [K group][α²][C][columns·V]
+  products            [α²][columns][T][V], padded likewise
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Whole
+from perwatt.cpu.kernels.activation import Activation, activate
+from perwatt.cpu.kernels.tile import multiply
+from perwatt.cpu.kernels.winograd_transform import Transform, apply, transform
+
+
+class Slot(IntEnum):
+    """The words of a step's arguments. Strides and offsets count floats."""
+
+    INPUT = 0
+    WEIGHTS = 1
+    BIAS = 2
+    OUTPUT = 3
+    RESIDUAL = 4
+    SCRATCH = 5  # fused: one part per thread; shared: the products' part per thread
+    SCRATCH_STRIDE = 6
+    TRANSFORMED = 7  # shared: the transformed input of all tiles (fused: unused)
+    TABLE = 8  # offset of each block of V input channels inside a plane
+    CHANNEL_BLOCKS = 9  # blocks of V input channels
+    HEIGHT = 10
+    WIDTH = 11
+    TILES_DOWN = 12
+    TILES_ACROSS = 13
+    TILES = 14  # of all images
+    BLOCK = 15  # tiles in a block; shared: all tiles, rounded up to the register tile's rows
+    IMAGE_STRIDE = 16
+    BLOCK_STRIDE = 17  # of the input, from one block of V channels to the next
+    PAD_TOP = 18
+    PAD_LEFT = 19
+    OUTPUT_HEIGHT = 20
+    OUTPUT_WIDTH = 21
+    OUTPUT_IMAGE_STRIDE = 22
+    OUTPUT_BLOCKS = 23  # table: offset of each block of V output channels
+    RESIDUAL_IMAGE_STRIDE = 24
+    RESIDUAL_BLOCKS = 25
+    GROUPS = 26  # register-wide groups of output channels
+    FIRST_BLOCKS = 27  # table: the first block of V output channels of each group
+
+
+SLOTS = len(Slot)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a Winograd kernel is specialised on; sizes are arguments."""
+
+    lanes: int
+    outputs: int
+    taps: int
+    rows: int
+    columns: int
+    activation: Activation = Activation()
+    residual: bool = False
+
+    @property
+    def stem(self) -> str:
+        """The common part of the exported functions' names."""
+        tail = f"{self.activation.name or 'none'}{'_residual' if self.residual else ''}"
+        return f"winograd_f{self.outputs}_{self.taps}_{self.rows}x{self.columns}_{tail}"
+
+    @property
+    def plane_padding(self) -> int:
+        """Floats added to each plane so that the α² planes do not fall on the same cache sets."""
+        return self.lanes
+
+
+def winograd_fused(shape: Shape) -> Module:
+    """Return the module of the kernel that takes blocks of tiles through all three stages."""
+    module = Module(f"{shape.stem}_fused", shape.lanes)
+    with module.kernel(f"{shape.stem}_fused") as k:
+        tiles, block = k.argument(Slot.TILES), k.argument(Slot.BLOCK)
+        v = k.pointer(Slot.SCRATCH) + k.thread * k.argument(Slot.SCRATCH_STRIDE)
+        channel_blocks = k.argument(Slot.CHANNEL_BLOCKS)
+        plane = channel_blocks * block * shape.lanes + shape.plane_padding
+        size = shape.outputs + shape.taps - 1
+        m = v + plane * (size * size)
+        first, last = k.share((tiles + (block - 1)) // block)
+        with k.loop(first, last) as blocks:
+            tile = blocks.index * block
+            count = k.minimum_index(block, tiles - tile)
+            _transform_inputs(k, shape, v, plane, block, tile, tile, tile + count, 0, channel_blocks)
+            _products_and_outputs(k, shape, v, plane, m, block, tile, count, 0, k.argument(Slot.GROUPS))
+    return module
+
+
+def winograd_shared(shape: Shape) -> Module:
+    """Return the module of the two kernels that share one transformed input: `..._input` and `..._output`."""
+    module = Module(f"{shape.stem}_shared", shape.lanes)
+    with module.kernel(f"{shape.stem}_shared_input") as k:
+        tiles, block, channel_blocks = (k.argument(s) for s in (Slot.TILES, Slot.BLOCK, Slot.CHANNEL_BLOCKS))
+        plane = channel_blocks * block * shape.lanes + shape.plane_padding
+        first, last = k.share(tiles * channel_blocks)
+        with k.loop(first, last) as tasks:
+            channel = tasks.index // tiles
+            tile = tasks.index - channel * tiles
+            v = k.pointer(Slot.TRANSFORMED)
+            _transform_inputs(k, shape, v, plane, block, 0, tile, tile + 1, channel, channel + 1)
+    with module.kernel(f"{shape.stem}_shared_output") as k:
+        tiles, block, channel_blocks = (k.argument(s) for s in (Slot.TILES, Slot.BLOCK, Slot.CHANNEL_BLOCKS))
+        plane = channel_blocks * block * shape.lanes + shape.plane_padding
+        m = k.pointer(Slot.SCRATCH) + k.thread * k.argument(Slot.SCRATCH_STRIDE)
+        first, last = k.share(k.argument(Slot.GROUPS))
+        _products_and_outputs(k, shape, k.pointer(Slot.TRANSFORMED), plane, m, block, 0, tiles, first, last)
+    return module
+
+
+def _place(k: Kernel, tile: Index) -> tuple[Index, Index, Index]:
+    """Return (image, tile row, tile column) of a tile of the whole batch."""
+    across, down = k.argument(Slot.TILES_ACROSS), k.argument(Slot.TILES_DOWN)
+    line = tile // across
+    image = line // down
+    return image, line - image * down, tile - line * across
+
+
+def _transform_inputs(
+    k: Kernel, shape: Shape, v: Pointer, plane: Index, block: Index, origin: Whole, first: Whole, last: Whole,
+    first_channel: Whole, last_channel: Whole,
+) -> None:  # fmt: skip
+    """Write Bᵀ d B of tiles [first, last) and channel blocks [first_channel, last_channel); `origin` is tile 0 of v."""
+    matrices, lanes = transform(shape.outputs, shape.taps), shape.lanes
+    size = matrices.size
+    height, width = k.argument(Slot.HEIGHT), k.argument(Slot.WIDTH)
+    x, image_stride, block_stride = k.pointer(Slot.INPUT), k.argument(Slot.IMAGE_STRIDE), k.argument(Slot.BLOCK_STRIDE)
+    half_done, gathered = k.scratch(size * size * lanes), k.scratch(size * size * lanes)
+    with k.loop(first, last) as over_tiles:
+        tile = over_tiles.index
+        image, down, across = _place(k, tile)
+        top = down * shape.outputs - k.argument(Slot.PAD_TOP)
+        left = across * shape.outputs - k.argument(Slot.PAD_LEFT)
+        inside = (top >= 0) & (left >= 0) & (top + size <= height) & (left + size <= width)
+        row_first, row_last = k.maximum_index(0 - top, 0), k.minimum_index(height - top, size)
+        column_first, column_last = k.maximum_index(0 - left, 0), k.minimum_index(width - left, size)
+        corner = x + (image * image_stride + (top * width + left) * lanes)
+        pitch = k.choose_index(inside, width * lanes, size * lanes)
+        with k.loop(first_channel, last_channel) as over_channels:
+            channel = over_channels.index
+            source = corner + channel * block_stride
+            with k.when(inside.equals_false()):
+                for i in range(size * size):
+                    k.store(k.constant(0.0), gathered, i * lanes)
+                with k.loop(row_first, row_last) as rows, k.loop(column_first, column_last) as columns:
+                    value = k.load(source, (rows.index * width + columns.index) * lanes)
+                    k.store(value, gathered, (rows.index * size + columns.index) * lanes)
+            d = k.choose_pointer(inside, source, gathered)
+            for j in range(size):
+                column_values = [k.load(d, pitch * i + j * lanes) for i in range(size)]
+                for i, value in enumerate(apply(k, matrices.input, column_values)):
+                    k.store(value, half_done, (i * size + j) * lanes)
+            target = v + (channel * block + (tile - origin)) * lanes
+            for i in range(size):
+                row_values = [k.load(half_done, (i * size + j) * lanes) for j in range(size)]
+                for j, value in enumerate(apply(k, matrices.input, row_values)):
+                    k.store(value, target, plane * (i * size + j))
+
+
+def _products_and_outputs(
+    k: Kernel, shape: Shape, v: Pointer, plane: Index, m: Pointer, block: Index, tile: Whole, count: Index,
+    first_group: Whole, last_group: Whole,
+) -> None:  # fmt: skip
+    """Multiply tiles [tile, tile + count) with the channel groups' weights and write their outputs."""
+    matrices, lanes, rows, columns = transform(shape.outputs, shape.taps), shape.lanes, shape.rows, shape.columns
+    planes = matrices.size * matrices.size
+    channel_blocks, table = k.argument(Slot.CHANNEL_BLOCKS), k.pointer(Slot.TABLE)
+    panel = channel_blocks * (lanes * columns * lanes)
+    m_plane = block * (columns * lanes) + shape.plane_padding
+    zero = k.constant(0.0)
+    with k.loop(first_group, last_group) as groups:
+        weights = k.pointer(Slot.WEIGHTS) + groups.index * panel * planes
+        with k.loop(0, planes) as over_planes:
+            a, b = v + over_planes.index * plane, weights + over_planes.index * panel
+            with k.loop(0, (count + (rows - 1)) // rows) as over_rows:
+                row = k.minimum_index(over_rows.index * rows, k.maximum_index(block - rows, 0))
+                sums = multiply(
+                    k, [zero] * (rows * columns), a + row * lanes, b, table, channel_blocks,
+                    rows=rows, columns=columns, row_stride=lanes, steps=lanes,
+                )  # fmt: skip
+                place = m + over_planes.index * m_plane + row * lanes
+                for column in range(columns):
+                    for r in range(rows):
+                        k.store(sums[r * columns + column], place + block * (column * lanes), r * lanes)
+        first_block = k.table_entry(k.pointer(Slot.FIRST_BLOCKS), groups.index)
+        with k.loop(0, columns) as over_columns:
+            source = m + over_columns.index * block * lanes
+            _transform_outputs(k, shape, matrices, source, m_plane, tile, count, first_block + over_columns.index)
+
+
+def _transform_outputs(
+    k: Kernel, shape: Shape, matrices: Transform, m: Pointer, m_plane: Index, tile: Whole, count: Index, block: Index
+) -> None:
+    """Write activation(Aᵀ m A + bias + residual) of `count` tiles for one block of V output channels."""
+    lanes, size, outputs = shape.lanes, matrices.size, matrices.outputs
+    height, width = k.argument(Slot.OUTPUT_HEIGHT), k.argument(Slot.OUTPUT_WIDTH)
+    bias = k.load(k.pointer(Slot.BIAS), block * lanes)
+    out_block = k.pointer(Slot.OUTPUT) + k.table_entry(k.pointer(Slot.OUTPUT_BLOCKS), block)
+    if shape.residual:
+        residual_block = k.pointer(Slot.RESIDUAL) + k.table_entry(k.pointer(Slot.RESIDUAL_BLOCKS), block)
+    half_done = k.scratch(outputs * size * lanes)
+    with k.loop(0, count) as over_tiles:
+        for j in range(size):
+            column_values = [k.load(m + over_tiles.index * lanes, m_plane * (i * size + j)) for i in range(size)]
+            for i, value in enumerate(apply(k, matrices.output, column_values)):
+                k.store(value, half_done, (i * size + j) * lanes)
+        image, down, across = _place(k, over_tiles.index + tile)
+        top, left = down * outputs, across * outputs
+        place = (top * width + left) * lanes
+        target = out_block + (image * k.argument(Slot.OUTPUT_IMAGE_STRIDE) + place)
+        if shape.residual:
+            other = residual_block + (image * k.argument(Slot.RESIDUAL_IMAGE_STRIDE) + place)
+        for i in range(outputs):
+            with k.when(top + i < height):
+                row_values = [k.load(half_done, (i * size + j) * lanes) for j in range(size)]
+                for j, value in enumerate(apply(k, matrices.output, row_values)):
+                    with k.when(left + j < width):
+                        offset = (width * i + j) * lanes
+                        total = value + bias
+                        if shape.residual:
+                            total = total + k.load(other, offset)
+                        k.store(activate(k, total, shape.activation), target, offset)

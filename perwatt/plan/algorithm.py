@@ -1,0 +1,124 @@
+"""What plan and kernels agree on: a Step to be done, and Algorithms that say whether, how and how fast they would do it.
+
+An Algorithm is a record of functions, made in `cpu/`; plan never imports it but is handed a catalogue. What an
+algorithm returns is symbolic: calls of kernels whose words name tensors, packed constants and scratch, so that a Plan
+can be made, printed and compared without any machine code.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from perwatt.graph import Attribute
+from perwatt.machine import Machine
+
+# blocked: [image][C/V][H][W][V], and for two dimensions [C/V][image][V]; V floats to a vector register, the channels of
+# the last block filled up with finite values. plain: row-major, as ONNX has it.
+Layout = Literal["blocked", "plain"]
+Tile = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One operand of a step as kernels see it. Strides count floats and matter for the blocked layout only.
+
+    A blocked tensor of shape (N, C, H, W) has element (n, c, h, w) at
+    n·image_stride + (c // V)·block_stride + (h·W + w)·V + c % V; one of shape (N, C) at (c // V)·block_stride + n·V + c % V.
+    A plain tensor is contiguous.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout
+    image_stride: int = 0
+    block_stride: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a plan. An input that is None is an optional one left out; `constants` holds those known now."""
+
+    name: str
+    operator: str
+    inputs: tuple[Tensor | None, ...]
+    outputs: tuple[Tensor, ...]
+    attributes: Mapping[str, Attribute]
+    constants: Mapping[str, np.ndarray]
+    machine: Machine
+    threads: int
+
+    @property
+    def lanes(self) -> int:
+        """V: floats in one vector register."""
+        return self.machine.vector_floats
+
+    def constant(self, position: int) -> np.ndarray | None:
+        """Return input `position` when its value is known, else None."""
+        tensor = self.inputs[position] if position < len(self.inputs) else None
+        return None if tensor is None else self.constants.get(tensor.name)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A word: the address of a tensor of the step."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A word: the address of an array made once, such as packed weights or a table of offsets.
+
+    Words of one step with the same label share one array.
+    """
+
+    label: str
+    make: Callable[[], np.ndarray] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A word: an address in the step's scratch memory, which holds nothing when the step begins."""
+
+    offset_bytes: int = 0
+
+
+Word = int | Operand | Packed | Scratch
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel call on all threads. `source` writes the IR of the module that exports `function`.
+
+    Two calls with the same function name are taken to be the same code: the name holds all it is specialised on.
+    """
+
+    function: str
+    source: Callable[[], str] = field(compare=False)
+    words: tuple[Word, ...]
+
+
+def _no_scratch(step: Step, tile: Tile) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One way to do a step.
+
+    accepts        None, or the reason why this algorithm cannot do the step
+    tiles          the settings worth trying, best guess first
+    seconds        estimated time of the step on the whole team
+    calls          the kernel calls, in order, a barrier after each
+    scratch_bytes  working memory needed while the step runs, on all threads together
+    """
+
+    name: str
+    operators: tuple[str, ...]
+    accepts: Callable[[Step], str | None]
+    tiles: Callable[[Step], Sequence[Tile]]
+    seconds: Callable[[Step, Tile], float]
+    calls: Callable[[Step, Tile], tuple[Call, ...]]
+    scratch_bytes: Callable[[Step, Tile], int] = _no_scratch
