@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from perwatt import settings
 from perwatt.cpu import team_code
-from perwatt.cpu.jit import NativeCode, compile_module, host_target
+from perwatt.cpu.compiler import host_target, machine_here
+from perwatt.cpu.jit import NativeCode, compile_module
 from perwatt.errors import EngineError
 
 BARRIER = 1  # bit of a step's flags: all threads meet after this step
@@ -36,8 +37,10 @@ def _code(sleeping: str) -> NativeCode:
 
 
 def usable_cpus() -> int:
-    """Return how many CPUs the calling thread may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many threads can run at once here: the calling thread's affinity, cut to the cgroup's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = machine_here().cpu_quota
+    return cpus if quota is None else max(1, min(cpus, int(quota)))
 
 
 class _Crew:
@@ -170,7 +173,7 @@ class Team:
         self._run(address, steps, 0)
 
     def bind(self, table: Table) -> Callable[[], None]:
-        """Return a function that runs this table without checking it again; it keeps the table, not what that points to."""
+        """Return a function that runs this table without checking it again; it keeps the table alive."""
         address, steps = _checked(table)
         return partial(self._run, address, steps, 0, table)
 
