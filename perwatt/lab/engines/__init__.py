@@ -21,11 +21,22 @@ class EngineEntry:
     precisions: tuple[Precision, ...]
 
 
+_BENCH = "python -m pip install 'perwatt[bench]'"
+_TRAIN = "python -m pip install 'perwatt[train]'"
+_HERE = "perwatt.lab.engines"
+
 ENGINES: tuple[EngineEntry, ...] = (
-    EngineEntry("null", "perwatt.lab.engines.null:NullEngine", (), "", "cpu", ("fp32",)),
+    EngineEntry("perwatt", f"{_HERE}.own:OwnEngine", (), "", "cpu", ("fp32", "bf16", "fp16")),
+    EngineEntry("onnxruntime", f"{_HERE}.ort:OnnxRuntimeEngine", ("onnxruntime",), _BENCH, "cpu", ("fp32",)),
+    EngineEntry(
+        *("openvino", f"{_HERE}.openvino_cpu:OpenVinoEngine", ("openvino",), _BENCH, "cpu"), ("fp32", "bf16", "fp16")
+    ),
+    EngineEntry("null", f"{_HERE}.null:NullEngine", (), "", "cpu", ("fp32",)),
 )
+# Not a rival: what every row's outputs are compared with.
+REFERENCE = EngineEntry("reference", f"{_HERE}.ort:ReferenceEngine", ("onnxruntime",), _BENCH, "cpu", ("fp32",))
 
 
 def entry(name: str) -> EngineEntry | None:
-    """Return the row of the table with this name, or None."""
-    return next((engine for engine in ENGINES if engine.name == name), None)
+    """Return the row of the table with this name (`reference` included), or None."""
+    return next((engine for engine in (*ENGINES, REFERENCE) if engine.name == name), None)
