@@ -1,8 +1,6 @@
 """The machine around a block: load, clock, temperature, and whether the other engines have come to rest."""
 
-import hashlib
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,40 +106,3 @@ def available_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     except (OSError, ValueError):  # no cgroup v2 here
         pass
     return max(0, available)
-
-
-def usable_processors() -> int:
-    """Return how many processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine_facts() -> dict[str, str]:
-    """Return what this machine is, in words for a Record."""
-    return {
-        "processor": _processor_name(),
-        "processors": str(usable_processors()),
-        "architecture": platform.machine(),
-        "memory_bytes": str(psutil.virtual_memory().total),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-
-
-def machine_id(facts: dict[str, str]) -> str:
-    """Return a short hash of what decides a machine's speed: Records of equal ones may be compared.
-
-    Memory counts in whole GiB: what firmware and kernel set aside changes with every boot.
-    """
-    memory = round(int(facts["memory_bytes"]) / 2**30)
-    text = "|".join((facts["processor"], facts["processors"], facts["architecture"], str(memory)))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    try:
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
