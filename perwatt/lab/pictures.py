@@ -1,0 +1,348 @@
+"""The pictures of a Record: the bars of the 2015 study redone, latency against throughput, then and now.
+
+Each is a matplotlib Figure drawn without any global state; `svg` and `png` turn one into a file's content.
+"""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from perwatt.lab.notation import half_width, number_text
+from perwatt.lab.published import REPLICATION, published
+from perwatt.lab.record import Record, Row
+from perwatt.lab.terminal import shown
+
+# Okabe and Ito's colours, which people with any colour vision tell apart; an engine keeps its own in every picture.
+COLOURS = {
+    "perwatt": "#D55E00",
+    "onnxruntime": "#0072B2",
+    "openvino": "#009E73",
+    "torch": "#E69F00",
+    "torch-cuda": "#B8860B",
+    "ncnn": "#CC79A7",
+    "mnn": "#56B4E9",
+}
+OTHER_COLOURS = ("#7F7F7F", "#8C6D31", "#5254A3", "#A55194")
+PRECISIONS = ("fp32", "bf16", "fp16")
+# Stands for "the text's colour of the page" until `svg` replaces it: the page may be light or dark.
+_INK = "#123456"
+_STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "axes.titlecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": _INK,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+PANEL_WIDTH_INCHES = 4.6
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What bars can show: its axis label, and how to take (value, half width or None) from a row; None: not measured.
+
+    A metered Record adds a second line to MEASURES (images/s/W); nothing else here changes.
+    """
+
+    label: str
+    take: Callable[[Row], tuple[float, float | None] | None]
+
+
+def _images_per_s(row: Row) -> tuple[float, float | None] | None:
+    estimate = row.figures.images_per_s
+    return None if estimate is None else (estimate.value, half_width(estimate))
+
+
+MEASURES = (Measure("images/s", _images_per_s),)
+
+
+def good(record: Record) -> tuple[Row, ...]:
+    """Return the rows that pictures show: measured, with correct outputs."""
+    return tuple(row for row in shown(record) if row.status == "ok" and row.figures.images_per_s is not None)
+
+
+def engine_colours(record: Record) -> dict[str, str]:
+    """Return each engine's colour: its own, or one of the greys and browns in order of appearance."""
+    names = list(dict.fromkeys(row.engine for row in shown(record)))
+    others = iter(OTHER_COLOURS * len(names))
+    return {name: COLOURS.get(name) or next(others) for name in sorted(names, key=_engine_order)}
+
+
+def _engine_order(name: str) -> int:
+    return list(COLOURS).index(name) if name in COLOURS else len(COLOURS)
+
+
+def bars(record: Record) -> Figure | None:
+    """Return the figure of the study redone: a panel per network and batch, bars by precision and engine.
+
+    None when there is nothing to show.
+    """
+    rows = good(record)
+    networks = list(dict.fromkeys(row.network for row in rows))
+    batches = sorted({row.batch for row in rows})
+    measures = [measure for measure in MEASURES if any(measure.take(row) for row in rows)]
+    if not measures:
+        return None
+    with rc_context(_STYLE):
+        lines = len(networks) * len(measures)
+        figure, panels = _grid(lines, len(batches), 2.35)
+        colours = engine_colours(record)
+        for line, (network, measure) in enumerate((network, measure) for network in networks for measure in measures):
+            for column, batch in enumerate(batches):
+                members = [row for row in rows if (row.network, row.batch) == (network, batch)]
+                _bars_panel(panels[line][column], members, measure, colours)
+                panels[line][column].set_title(f"{network}, batch {batch}", loc="left", fontweight="bold", fontsize=10)
+        _legend(figure, {name: colours[name] for name in colours if any(row.engine == name for row in rows)})
+        return figure
+
+
+def _bars_panel(axes: Axes, rows: Sequence[Row], measure: Measure, colours: dict[str, str]) -> None:
+    precisions = [precision for precision in PRECISIONS if any(row.precision == precision for row in rows)]
+    if not rows:
+        axes.set_axis_off()
+        return
+    position, ticks = 0.0, []
+    tallest = max((taken[0] + (taken[1] or 0) for taken in map(measure.take, rows) if taken), default=1.0)
+    for precision in precisions:
+        members = [row for row in rows if row.precision == precision]
+        members.sort(key=lambda row: list(colours).index(row.engine))
+        first = position
+        for row in members:
+            taken = measure.take(row)
+            if taken is None:
+                continue
+            value, half = taken
+            axes.bar(position, value, width=0.86, color=colours[row.engine])
+            if half is not None:
+                axes.errorbar(position, value, yerr=half, color=_INK, linewidth=1, capsize=2.5)
+            axes.text(
+                position,
+                value + (half or 0) + 0.02 * tallest,
+                number_text(value),
+                ha="center",
+                va="bottom",
+                fontsize=7.5,
+            )
+            position += 1
+        ticks.append(((first + position - 1) / 2, precision.upper()))
+        position += 0.8
+    axes.set_xticks([at for at, _ in ticks], [name for _, name in ticks])
+    axes.tick_params(axis="x", length=0)
+    axes.grid(visible=False, axis="x")
+    # A single precision must not become one bar as wide as the panel.
+    axes.set_xlim(-0.8, max(position - 0.8 - 0.2, 4.2))
+    axes.set_ylim(0, 1.14 * tallest)
+    axes.set_ylabel(measure.label)
+
+
+def latency_against_throughput(record: Record) -> Figure | None:
+    """Return a panel per network: median latency (log) against images/s, a point a row; None without rows.
+
+    A row at batch 1 is a circle, a larger batch a square; precisions below FP32 are hollow.
+    """
+    rows = [row for row in good(record) if row.figures.latency_p50_s is not None]
+    networks = list(dict.fromkeys(row.network for row in rows))
+    if not rows:
+        return None
+    with rc_context(_STYLE):
+        columns = 2 if len(networks) > 1 else 1
+        lines = -(-len(networks) // columns)
+        figure, panels = _grid(lines, columns, 3.0)
+        colours = engine_colours(record)
+        cells = [axes for line in panels for axes in line]
+        for axes in cells[len(networks) :]:
+            axes.set_axis_off()
+        for axes, network in zip(cells, networks, strict=False):
+            for row in (row for row in rows if row.network == network):
+                _point(axes, row, colours[row.engine])
+            axes.set_xscale("log")
+            axes.margins(0.14)
+            axes.set_ylim(0)
+            _plain_ticks(axes)
+            axes.set_title(network, loc="left", fontweight="bold", fontsize=10)
+            axes.set_xlabel("median latency of a batch, ms")
+            axes.set_ylabel("images/s")
+        used = {name: colour for name, colour in colours.items() if any(row.engine == name for row in rows)}
+        _legend(figure, used, extra=_marks(rows))
+        return figure
+
+
+def _point(axes: Axes, row: Row, colour: str) -> None:
+    estimate, latency_s = row.figures.images_per_s, row.figures.latency_p50_s
+    if estimate is None or latency_s is None:
+        return
+    axes.errorbar(
+        1000 * latency_s,
+        estimate.value,
+        yerr=half_width(estimate),
+        marker="o" if row.batch == 1 else "s",
+        markersize=7,
+        color=colour,
+        markerfacecolor=colour if row.precision == "fp32" else "none",
+        markeredgewidth=1.6,
+        linewidth=1,
+        capsize=2.5,
+    )
+
+
+def _marks(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
+    """Return what the shapes mean, for those that occur."""
+    marks: list[tuple[str, dict[str, Any]]] = []
+    if any(row.batch == 1 for row in rows):
+        marks.append(("batch 1", {"marker": "o", "markerfacecolor": _INK}))
+    larger = sorted({row.batch for row in rows if row.batch > 1})
+    if larger:
+        marks.append((f"batch {', '.join(map(str, larger))}", {"marker": "s", "markerfacecolor": _INK}))
+    lower = sorted({row.precision for row in rows if row.precision != "fp32"})
+    if lower:
+        marks.append((f"hollow: {', '.join(lower).upper()}", {"marker": "o", "markerfacecolor": "none"}))
+    return marks
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One bar of then and now; `engine` is None for a published row."""
+
+    label: str
+    batch: int
+    images_per_s: float
+    text: str
+    engine: str | None
+
+
+def then_and_now(record: Record) -> Figure | None:
+    """Return the published rows of 2015 and today's fastest of each batch and precision on one axis; None without both.
+
+    Bounds ("over 3000") are drawn as the number with its sign; the axis is logarithmic.
+    """
+    rows = good(record)
+    networks = [name for name in dict.fromkeys(row.network for row in rows) if published(name)]
+    if not networks:
+        return None
+    with rc_context(_STYLE):
+        lists = [_entries(network, [row for row in rows if row.network == network]) for network in networks]
+        height = sum(0.21 * len(entries) + 0.8 for entries in lists)
+        figure = Figure(figsize=(2 * PANEL_WIDTH_INCHES, height), layout="constrained")
+        panels = figure.subplots(len(lists), 1, squeeze=False, height_ratios=[len(entries) + 2 for entries in lists])
+        colours = engine_colours(record)
+        for axes, network, entries in zip(panels[:, 0], networks, lists, strict=True):
+            _then_and_now_panel(axes, entries, colours)
+            axes.set_title(f"{network}: images/s, then (hatched) and now", loc="left", fontweight="bold", fontsize=10)
+        return figure
+
+
+def _then_and_now_panel(axes: Axes, entries: Sequence[_Entry], colours: dict[str, str]) -> None:
+    hatched: dict[str, Any] = {"color": "none", "edgecolor": _INK, "hatch": "////", "linewidth": 0.7, "alpha": 0.6}
+    position = 0.0
+    for index, entry in enumerate(entries):
+        if index and entry.batch > 1 and entries[index - 1].batch == 1:
+            position -= 0.6  # a gap between batch 1 and the large batches
+        axes.barh(
+            position, entry.images_per_s, height=0.72, **({"color": colours[entry.engine]} if entry.engine else hatched)
+        )
+        axes.text(entry.images_per_s * 1.04, position, entry.text, va="center", fontsize=8)
+        axes.text(
+            0, position, f"{entry.label}  ", va="center", ha="right", fontsize=8, transform=axes.get_yaxis_transform()
+        )
+        position -= 1
+    axes.set_yticks([])
+    axes.set_xscale("log")
+    axes.set_xlim(1, 2.2 * max(entry.images_per_s for entry in entries))
+    axes.set_ylim(position + 0.4, 0.6)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _entries(network: str, rows: Sequence[Row]) -> list[_Entry]:
+    """Return the bars of one network, batch 1 first, then the larger ones, each from slow to fast."""
+    entries = []
+    for row in published(network):
+        kind = ", replication" if row.source == REPLICATION else ""
+        sign = "" if row.relation == "=" else f"{row.relation} "
+        label = f"2015, {row.device} {row.precision.upper()}, batch {row.batch}{kind}"
+        entries.append(_Entry(label, row.batch, row.images_per_s, f"{sign}{row.images_per_s:,g}", None))
+    fastest: dict[tuple[int, str], Row] = {}
+    for measured in rows:
+        known = fastest.get((measured.batch, measured.precision))
+        if known is None or _value(measured) > _value(known):
+            fastest[measured.batch, measured.precision] = measured
+    for (batch, precision), measured in fastest.items():
+        label = f"today, {measured.engine} {precision.upper()}, batch {batch}"
+        entries.append(_Entry(label, batch, _value(measured), number_text(_value(measured)), measured.engine))
+    return sorted(entries, key=lambda entry: (entry.batch > 1, entry.images_per_s))
+
+
+def _value(row: Row) -> float:
+    return row.figures.images_per_s.value if row.figures.images_per_s else 0.0
+
+
+def _grid(lines: int, columns: int, line_inches: float) -> tuple[Figure, Any]:
+    # Half an inch for the legend below the panels.
+    figure = Figure(figsize=(PANEL_WIDTH_INCHES * columns, line_inches * lines + 0.5), layout="constrained")
+    return figure, figure.subplots(lines, columns, squeeze=False)
+
+
+def _legend(figure: Figure, colours: dict[str, str], extra: Sequence[tuple[str, dict[str, Any]]] = ()) -> None:
+    marks: list[Any] = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
+    marks += [Line2D([], [], color=_INK, linestyle="none", label=name, **style) for name, style in extra]
+    columns = min(len(marks), int(figure.get_figwidth() / 1.15))
+    figure.legend(handles=marks, loc="outside lower left", ncols=columns, handlelength=1.2, fontsize=9)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Label the logarithmic x axis with plain numbers, between the powers of ten too where it spans few of them."""
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value, 1)))
+    axes.xaxis.set_minor_formatter(FuncFormatter(_some_minor) if high < 30 * low else NullFormatter())
+
+
+def _some_minor(value: float, _: int) -> str:
+    text = number_text(value, 1)
+    return text if text.strip("0.,")[:1] in ("2", "5") else ""
+
+
+def svg(figure: Figure, name: str) -> str:
+    """Return a figure as an SVG element to stand inside a page, in the page's own text colour.
+
+    `name` makes its inner identifiers its own, so that several can stand in one page. Its text is stable.
+    """
+    buffer = io.StringIO()
+    with rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px sans-serif", text)
+    # The page decides the width; the picture keeps its shape.
+    return re.sub(r'<svg ([^>]*?)height="[\d.]+pt"', r"<svg \1", text, count=1).replace(
+        "<svg ", f'<svg role="img" aria-label="{name}" ', 1
+    )
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as a PNG on white, for places that show no SVG."""
+    buffer = io.BytesIO()
+    with rc_context(_STYLE):
+        figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+    return buffer.getvalue()

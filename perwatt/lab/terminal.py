@@ -1,0 +1,189 @@
+"""A Record on a terminal: the table, what is wrong with it, and how sure it is. 100 columns are enough."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from perwatt import settings
+from perwatt.lab.notation import (
+    duration_text,
+    error_text,
+    estimate_text,
+    milliseconds_text,
+    percent_text,
+    ratio_text,
+)
+from perwatt.lab.record import Record, Row
+
+WIDTH = 100
+NULL_ENGINE = "null"
+_STYLES = {"ok": "green", "invalid": "bold red", "crashed": "red", "timeout": "red"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a terminal: colour only where a person looks and NO_COLOR is unset, 100 columns where nobody does."""
+    made = Console(stderr=stderr, no_color=settings.no_color() or None, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, no_color=True, highlight=False, width=WIDTH)
+
+
+def show(record: Record, to: Console, *, record_path: Path | None = None, report_path: Path | None = None) -> None:
+    """Print the whole answer to a run: table, reasons and warnings, certainty, machine, where it is kept."""
+    to.print(table(record))
+    for line in (*reasons(record), *warnings(record)):
+        to.print(Padding(line, (0, 0, 0, 1)))
+    to.print()
+    for footer in footers(record):
+        to.print(Padding(Text(footer), (0, 0, 0, 1)), style="dim")
+    for name, path in (("record", record_path), ("report", report_path)):
+        if path is not None:
+            # Unwrapped, so that a terminal or a person can take the path as one word.
+            to.print(Text.assemble(f" {name}  ", (str(path), "bold")), soft_wrap=True)
+
+
+def shown(record: Record) -> tuple[Row, ...]:
+    """Return the rows of the table: all but those of the null engine, which measure the lab itself."""
+    return tuple(row for row in record.rows if row.engine != NULL_ENGINE)
+
+
+def grouped(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, int, str], list[Row]]]:
+    """Yield rows of one network, batch and precision together, in the order of first appearance, fastest first."""
+    groups: dict[tuple[str, int, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: [other.network for other in rows].index(row.network)):
+        groups.setdefault((row.network, row.batch, row.precision), []).append(row)
+    for key, members in sorted(groups.items(), key=lambda item: _order(item[0], list(groups))):
+        yield key, sorted(members, key=_speed, reverse=True)
+
+
+def _order(key: tuple[str, int, str], keys: list[tuple[str, int, str]]) -> tuple[int, int, int]:
+    networks = [network for network, _, _ in keys]
+    precisions = [precision for _, _, precision in keys]
+    return networks.index(key[0]), key[1], precisions.index(key[2])
+
+
+def _speed(row: Row) -> tuple[bool, float]:
+    """Good rows before the others, fast ones first."""
+    estimate = row.figures.images_per_s
+    return row.status == "ok", estimate.value if estimate else 0.0
+
+
+def table(record: Record) -> RenderableType:
+    """Return the table of a Record, one line a row, groups of one network, batch and precision under each other."""
+    made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for name in (
+        "network",
+        "batch",
+        "prec.",
+        "engine",
+        "images/s",
+        "p50 ms",
+        "vs best other",
+        "error",
+        "top-1",
+        "status",
+    ):
+        right = name in {"batch", "images/s", "p50 ms", "error", "top-1"}
+        # Only a network's name may wrap, when a long one needs more than 100 columns.
+        made.add_column(name, justify="right" if right else "left", no_wrap=name != "network", overflow="fold")
+    last: tuple[str, int, str] | None = None
+    for key, rows in grouped(shown(record)):
+        if last is not None and last[:2] != key[:2]:
+            made.add_row()
+        for index, row in enumerate(rows):
+            changed = last is None or last[:2] != key[:2]
+            network, batch, precision = key
+            labels = (network, str(batch)) if changed and index == 0 else ("", "")
+            made.add_row(*labels, precision if index == 0 else "", *_cells(row))
+            last = key
+    return Padding(made, (0, 0, 1, 1))
+
+
+def _cells(row: Row) -> list[Text]:
+    figures = row.figures
+    status = Text(row.status + ("*" if figures.warnings else ""), style=_STYLES.get(row.status, "yellow"))
+    if row.status not in ("ok", "invalid"):
+        return [Text(row.engine, style="dim"), *[Text("")] * 5, status]
+    # The speed of wrong outputs is no result; the report still shows it.
+    fast = estimate_text(figures.images_per_s) if row.status == "ok" else ""
+    verdict = {"faster": "bold green", "slower": ""}.get(figures.verdict or "", "dim")
+    return [
+        Text(row.engine),
+        Text(fast, style="bold" if figures.verdict == "faster" else ""),
+        Text(milliseconds_text(figures.latency_p50_s) if row.status == "ok" else ""),
+        Text(ratio_text(figures) if row.status == "ok" else "", style=verdict),
+        Text(error_text(figures.relative_error)),
+        Text(percent_text(figures.top1_agreement)),
+        status,
+    ]
+
+
+def reasons(record: Record) -> Iterator[Text]:
+    """Yield why rows have no figures, a line for each reason, however many rows share it."""
+    shared: dict[tuple[str, str, str], list[Row]] = {}
+    for row in shown(record):
+        if row.status != "ok":
+            shared.setdefault((row.engine, row.status, row.reason or "no reason given"), []).append(row)
+    for (engine, status, reason), rows in shared.items():
+        line = Text.assemble((f"{engine} ", "bold"), (status, _STYLES.get(status, "yellow")))
+        everywhere = len(rows) > 1 and len(rows) == sum(row.engine == engine for row in shown(record))
+        where = "" if everywhere else f" ({_where(rows)})"
+        yield line.append(f"{where}: {reason}")
+
+
+def warnings(record: Record) -> Iterator[Text]:
+    """Yield what makes a row doubtful, a line for each warning, however many rows share it."""
+    shared: dict[str, list[Row]] = {}
+    for row in shown(record):
+        for warning in row.figures.warnings:
+            shared.setdefault(warning, []).append(row)
+    for warning, rows in shared.items():
+        engines = ", ".join(dict.fromkeys(row.engine for row in rows))
+        yield Text.assemble(("* ", "yellow"), (f"{engines} ", "bold"), f"({_where(rows)}): {warning}")
+
+
+def _where(rows: Sequence[Row]) -> str:
+    cases = [f"{row.network} {row.batch} {row.precision}" for row in rows]
+    return ", ".join(cases) if len(cases) <= 3 else f"{', '.join(cases[:2])} and {len(cases) - 2} more"
+
+
+def footers(record: Record) -> Iterator[str]:
+    """Yield how sure the table is and where it was measured, a line each."""
+    yield from certainty(record)
+    machine = record.machine
+    known = [machine[name] for name in ("cpu", "gpu", "vector unit", "system") if name in machine]
+    if "cores" in machine:
+        known.insert(1, f"{machine['cores']} cores")
+    yield f"machine  {', '.join(known)}"
+    photographs = len(record.photographs)
+    yield (
+        f"run  profile {record.profile.name}, {duration_text(record.duration_s)}, inputs from {photographs} "
+        f"photograph{'s' if photographs != 1 else ''}, seed {record.seed}, perwatt {record.perwatt_version}"
+    )
+    yield "± and (–) are 95 % intervals; error and top-1 against the FP32 reference, from the timed runs"
+    yield from (f"note  {note}" for note in record.notes)
+    if record.partial:
+        yield f"partial  {record.partial_reason or 'cut short'}: the rows that were measured are valid"
+
+
+def certainty(record: Record) -> Iterator[str]:
+    """Yield the noise floor, the largest drift and the lab's own cost, a line each."""
+    noise = record.noise
+    if noise is None or noise.floor is None:
+        yield "noise floor  unknown: no A/A pair ran long enough"
+    else:
+        yield (
+            f"noise floor  {100 * noise.floor:.1f} % (the same engine twice: {noise.engine}, {noise.network}, "
+            f"batch {noise.batch}); smaller differences are not seen"
+        )
+    drifting = [row for row in shown(record) if row.figures.drift is not None]
+    if drifting:
+        worst = max(drifting, key=lambda row: abs(row.figures.drift or 0))
+        yield (
+            f"drift  at most {100 * (worst.figures.drift or 0):+.1f} % between the halves of a row "
+            f"({worst.engine}, {worst.network}, batch {worst.batch})"
+        )
+    if record.harness_cost_s is not None:
+        yield f"lab's own cost  {1e6 * record.harness_cost_s:.0f} µs per run"
