@@ -180,9 +180,11 @@ class Team:
     def time_steps(self, table: Table, repeats: int) -> NDArray[np.float64]:
         """Return the duration in ns of every step of every repeat, float64 [repeats, steps], as thread 0 saw it.
 
-        A step with a barrier lasts until all have met; a step without one counts thread 0's own work only.
+        A step with a barrier lasts until all have met, the last step until all have finished; a step without one counts
+        thread 0's own work only. One run more, before the others, is not counted: it wakes the workers.
         """
         address, steps = _checked(table)
+        self._run(address, steps, 0)
         times = np.zeros((repeats, steps + 1), np.int64)
         for row in times:
             self._run(address, steps, row.ctypes.data)

@@ -143,16 +143,10 @@ define internal void @walk(ptr %control, ptr %table, i64 %steps, i64 %thread, i3
 enter:
   %timed = icmp ne ptr %times, null
   %team = zext i32 %threads to i64
-  br i1 %timed, label %begin, label %any
-begin:
-  %start = call i64 @now()
-  store i64 %start, ptr %times, align 8
-  br label %any
-any:
   %some = icmp sgt i64 %steps, 0
   br i1 %some, label %step, label %leave
 step:
-  %i = phi i64 [0, %any], [%next, %advance]
+  %i = phi i64 [0, %enter], [%next, %advance]
   %offset = shl i64 %i, 5
   %row = getelementptr i8, ptr %table, i64 %offset
   %arguments_at = getelementptr i8, ptr %row, i64 8
@@ -220,6 +214,13 @@ enter:
   %float_mode = call i64 @flush_denormals()
   %settings = getelementptr i8, ptr %control, i64 768
   %threads = load i32, ptr %settings, align 4
+  %timed = icmp ne ptr %times, null
+  br i1 %timed, label %begin, label %any
+begin:
+  %start = call i64 @now()  ; before the workers can start
+  store i64 %start, ptr %times, align 8
+  br label %any
+any:
   %alone = icmp eq i32 %threads, 1
   br i1 %alone, label %work, label %post
 post:
@@ -233,7 +234,6 @@ post:
 work:
   call void @walk(ptr %control, ptr %table, i64 %steps, i64 0, i32 %threads, ptr %times)
   call void @barrier(ptr %control, i32 %threads, i1 true)
-  %timed = icmp ne ptr %times, null
   br i1 %timed, label %read, label %leave
 read:
   %time = call i64 @now()
