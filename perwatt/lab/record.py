@@ -178,13 +178,16 @@ class Reference(_Part):
 
 
 class NetworkFacts(_Part):
-    """What was run: where it came from, its hash, its size, and how photographs became its input."""
+    """What was run: where it came from, its hash, its size, and how photographs became its input.
+
+    Sizes are those of one image; `multiply_adds` is None for a network with operators that perwatt cannot count.
+    """
 
     name: str
     source: str
     sha256: str
     parameters: int
-    multiply_adds: int
+    multiply_adds: int | None
     input_shape: tuple[int, ...]
     preprocessing: dict[str, str]
 

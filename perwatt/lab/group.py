@@ -1,0 +1,226 @@
+"""Measure one network at one batch size: all engines and precisions alive at once, taking turns in short blocks."""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+
+from perwatt.errors import EngineCrashed, EngineError
+from perwatt.lab import conditions, figures, schedule, truth
+from perwatt.lab.lane import NULL, NULL_BLOCK_S, EngineProcess, Group, Lane, Session, judge, references_of, row_of
+from perwatt.lab.process import BlockRequest
+from perwatt.lab.record import Block
+from perwatt.lab.subject import Case
+
+MOST_RUNS = 2000  # in one block; their durations are all kept
+NULL_RUNS = 1000
+WARM_SHARE = 0.25  # a run shorter than this share of a block is made once untimed before it: that fills the caches
+SLOW_LANE = 4.0  # a lane whose block takes this many times the median's takes part in every fourth pair of rounds only
+RESERVE_BYTES = 1 << 30
+GROWTH = 1.3  # what another engine may need, in terms of the most that one of this group has needed
+
+
+def measure(group: Group, case: Case, session: Session, deadline: float) -> None:
+    """Measure every lane of the group until the intervals are narrow enough or `deadline` (of the session's clock).
+
+    Engines that do not fit into memory together are measured in parts; the first engine that works takes part in each.
+    """
+    group.case = case
+    try:
+        _make_references(group, case, session)
+        waiting, anchor, parts = list(group.lanes), None, 0
+        while waiting:
+            alive = _start(group, waiting, anchor, session)
+            parts += 1
+            if not any(lane.worker is not None for lane in alive if lane is not anchor):
+                continue
+            if waiting and parts == 1:
+                session.notes.append(
+                    f"{group.name}: memory does not hold all engines at once, so they were measured in parts; "
+                    f"{alive[0].engine} {alive[0].precision} took part in each"
+                )
+            share = (deadline - session.clock()) * len(alive) / (len(alive) + len(waiting))
+            _take_turns(group, alive, session, session.clock() + share)
+            anchor = anchor or next((lane for lane in alive if lane.worker is not None), None)
+            for lane in alive:
+                if lane is not anchor or not waiting:
+                    lane.close()
+    finally:
+        group.close()
+
+
+def _make_references(group: Group, case: Case, session: Session) -> None:
+    """Run the FP32 reference on every input; without it nothing can be judged, so its errors go up to the caller."""
+    session.report(f"{group.name}: reference outputs")
+    worker = session.make_worker("reference", case.job("fp32", session.threads, "cpu"), case.inputs_path)
+    try:
+        started = worker.start(max(60.0, session.left_s()))
+        every = tuple(range(case.inputs))
+        timeout_s = 60 + 10 * case.inputs * started.first_run_s
+        result = worker.block(BlockRequest(0.0, case.inputs, case.inputs, 0, every, 0), timeout_s)
+    finally:
+        worker.close()
+    for run, output in result.outputs.items():
+        flat = truth.by_image(output, case.batch)
+        if flat is None or not np.all(np.isfinite(flat)):
+            raise EngineCrashed(
+                f"{group.name}: expected finite reference outputs with the batch first, got shape {output.shape}; "
+                "give a network that is defined on photographs"
+            )
+        group.outputs[result.inputs[run]] = flat
+
+
+def _start(group: Group, waiting: list[Lane], anchor: Lane | None, session: Session) -> list[Lane]:
+    """Start lanes from the front of `waiting` while memory lasts; return those that take turns, the anchor first."""
+    alive = [] if anchor is None or anchor.worker is None else [anchor]
+    peak_bytes = max((_peak(lane) for lane in group.lanes), default=0)
+    fresh = 0
+    while waiting:
+        if fresh and conditions.available_memory_bytes() < RESERVE_BYTES + GROWTH * peak_bytes:
+            break
+        lane = waiting.pop(0)
+        if lane.status is not None:
+            continue
+        if session.left_s() <= 0:
+            lane.status, lane.reason = "skipped", over(session)
+            continue
+        session.report(f"{group.name}: load {lane.engine} {lane.precision}")
+        if _start_one(group, lane, session):
+            fresh += 1
+            alive.append(lane)
+            peak_bytes = max(peak_bytes, _peak(lane))
+            if group.twins and lane.engine != NULL:
+                group.twins = False
+                twin = Lane(lane.engine, lane.precision, lane.device, twin=True)
+                group.lanes.append(twin)
+                if _start_one(group, twin, session):
+                    alive.append(twin)
+    return alive
+
+
+def _start_one(group: Group, lane: Lane, session: Session) -> bool:
+    assert group.case is not None
+    job = group.case.job(lane.precision, session.threads, lane.device)
+    limit_s = max(1.0, min(session.profile.load_limit_s, session.left_s()))
+    try:
+        lane.worker = session.make_worker(lane.engine, job, group.case.inputs_path)
+        lane.started = lane.worker.start(limit_s)
+        # The first pass stands apart: it is no block. Its run tells how many runs a block will have.
+        seconds = min(session.profile.block_s, 0.1)
+        result = lane.worker.block(BlockRequest(seconds, 1, 100, 0, (), 0))
+    except EngineError as error:
+        lane.fail(error)
+        if lane.status == "timeout" and limit_s < session.profile.load_limit_s:
+            lane.status, lane.reason = "skipped", f"{over(session)} while it loaded"
+        return False
+    lane.run_s = float(np.median(result.durations_ns)) * 1e-9
+    return True
+
+
+def over(session: Session) -> str:
+    """Return, in words, that the time is over."""
+    return f"the {session.profile.limit_s:.0f} s of the profile were over"
+
+
+def _peak(lane: Lane) -> int:
+    return (lane.started.peak_memory_bytes or 0) if lane.started is not None else 0
+
+
+def _take_turns(group: Group, alive: list[Lane], session: Session, deadline: float) -> None:
+    """Let the lanes take turns until precise enough or out of time."""
+    first_round, profile = group.rounds, session.profile
+    seed = _seed(session.seed, group, first_round)
+    for index, order in enumerate(schedule.rounds(range(len(alive)), seed)):
+        running = [lane for lane in alive if lane.worker is not None]
+        if not running:
+            return
+        expected_s = sum(lane.block_s(profile) for lane in running)
+        if index and session.clock() + expected_s > deadline:
+            return
+        if index % 2 == 0 and index >= profile.minimum_rounds and _is_precise(group, alive, session):
+            return
+        middle_s = float(np.median([lane.block_s(profile) for lane in running]))
+        session.report(f"{group.name}: round {index + 1}")
+        round_index, group.rounds = group.rounds, group.rounds + 1
+        for place in order:
+            lane = alive[place]
+            if lane.worker is None or (lane.block_s(profile) > SLOW_LANE * middle_s and index % 8 > 1):
+                continue
+            if index and session.left_s() < lane.block_s(profile):
+                return
+            _one_block(group, lane, alive, round_index, session)
+
+
+def _one_block(group: Group, lane: Lane, alive: list[Lane], round_index: int, session: Session) -> None:
+    """Wait until the others rest, then measure one block of the lane and judge what it kept."""
+    assert lane.worker is not None
+    assert group.case is not None
+    profile = session.profile
+    others = [other.worker for other in alive if other is not lane and other.worker is not None]
+    rest = conditions.wait_for_rest([_processor_seconds(worker) for worker in others])
+    seen = conditions.now()
+    generator = random.Random(_seed(session.seed, group, round_index) ^ _seed_of_lane(lane))
+    seconds = NULL_BLOCK_S if lane.engine == NULL else profile.block_s
+    keep: tuple[int, ...] = ()
+    if lane.engine != NULL and not lane.twin and truth.is_sampled(round_index, generator):
+        keep = truth.sampled_runs(int(0.8 * min(MOST_RUNS, seconds / max(lane.run_s, 1e-6))), generator)
+    request = BlockRequest(
+        seconds=seconds,
+        minimum_runs=1,
+        maximum_runs=NULL_RUNS if lane.engine == NULL else MOST_RUNS,
+        first_input=round_index % group.case.inputs,
+        keep=keep,
+        warmup_runs=1 if lane.run_s < WARM_SHARE * seconds else 0,
+    )
+    try:
+        result = lane.worker.block(request)
+    except EngineError as error:
+        lane.fail(error)
+        return
+    lane.run_s = float(np.median(result.durations_ns)) * 1e-9
+    block = Block(
+        sequence=session.blocks,
+        round=round_index,
+        start_s=(result.start_ns - session.zero_ns) * 1e-9,
+        wait_s=rest.wait_s,
+        rested=rest.rested,
+        warmup_runs=request.warmup_runs,
+        elapsed_s=(result.end_ns - result.start_ns) * 1e-9,
+        durations_ns=result.durations_ns,
+        load_average=seen.load_average,
+        clock_mhz=seen.clock_mhz,
+        temperature_c=seen.temperature_c,
+    )
+    session.blocks += 1
+    lane.blocks.append(block)
+    for run in sorted(result.outputs):
+        judge(group, lane, block.sequence, run, result.inputs[run], result.outputs[run], generator)
+
+
+def _processor_seconds(worker: EngineProcess) -> Callable[[], float]:
+    def read() -> float:
+        try:
+            return worker.cpu_seconds()
+        except EngineError:  # it has died: it is at rest, and its own next block will say so
+            return 0.0
+
+    return read
+
+
+def _is_precise(group: Group, alive: list[Lane], session: Session) -> bool:
+    rows = [row_of(group, lane, session.threads) for lane in alive if lane.blocks and not lane.twin]
+    found = references_of(group)
+    kept = figures.references_by_case(found)
+    judged = [figures.with_judgement(row, kept.get((row.network, row.batch), {})) for row in rows]
+    width = figures.widest_half_width(
+        figures.with_figures(judged, kept, None, session.profile.half_width, session.seed)
+    )
+    return width is not None and width <= session.profile.half_width
+
+
+def _seed(seed: int, group: Group, number: int) -> int:
+    return random.Random(f"{seed}/{group.name}/{number}").getrandbits(32)
+
+
+def _seed_of_lane(lane: Lane) -> int:
+    return random.Random(f"{lane.engine}/{lane.precision}/{lane.device}").getrandbits(32)
