@@ -1,4 +1,4 @@
-"""What plan and kernels agree on: a Step to be done, and Algorithms that say whether, how and how fast they would do it.
+"""What plan and kernels agree on: a Step to be done, and Algorithms that say whether, how and how fast they do it.
 
 An Algorithm is a record of functions, made in `cpu/`; plan never imports it but is handed a catalogue. What an
 algorithm returns is symbolic: calls of kernels whose words name tensors, packed constants and scratch, so that a Plan
@@ -25,8 +25,8 @@ class Tensor:
     """One operand of a step as kernels see it. Strides count floats and matter for the blocked layout only.
 
     A blocked tensor of shape (N, C, H, W) has element (n, c, h, w) at
-    n·image_stride + (c // V)·block_stride + (h·W + w)·V + c % V; one of shape (N, C) at (c // V)·block_stride + n·V + c % V.
-    A plain tensor is contiguous.
+    n·image_stride + (c // V)·block_stride + (h·W + w)·V + c % V, one of shape (N, C) has (n, c) at
+    (c // V)·block_stride + n·V + c % V. A plain tensor is contiguous.
     """
 
     name: str

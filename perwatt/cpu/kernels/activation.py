@@ -1,5 +1,6 @@
 """Activation functions on vectors, for use at the end of other kernels and on their own."""
 
+import struct
 from dataclasses import dataclass
 
 from perwatt.cpu.ir import Kernel, Vector
@@ -16,6 +17,16 @@ class Activation:
     name: str | None = None
     alpha: float = 0.0
     beta: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """The activation with its parameters' bits, as part of a function's name."""
+        if self.name is None:
+            return "plain"
+        return f"{self.name.lower()}_{struct.pack('<ff', self.alpha, self.beta).hex()}"
+
+
+NO_ACTIVATION = Activation()
 
 
 def exponential(k: Kernel, x: Vector) -> Vector:

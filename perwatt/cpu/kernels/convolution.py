@@ -6,12 +6,34 @@ the last group of channels overlap their neighbours instead of being masked: the
 with equal values, and no tail code is needed. That is why nothing here may accumulate into its output.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+
 from perwatt.cpu.ir import Module
-from perwatt.cpu.kernels.activation import Activation, activate
+from perwatt.cpu.kernels.activation import NO_ACTIVATION, Activation, activate
+from perwatt.cpu.kernels.dense import (
+    CACHE_BYTES_PER_S,
+    FLOPS_PER_S_AND_LANE,
+    MEMORY_BYTES_PER_S,
+    Convolution,
+    blocks,
+    first_blocks,
+    known,
+    operand,
+    output_offsets,
+    pack_columns,
+    padded_bias,
+    read_convolution,
+    register_tiles,
+    residual_of,
+    residual_offsets,
+)
+from perwatt.cpu.kernels.padding import padding
 from perwatt.cpu.kernels.tile import multiply
+from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tile, Word
 
 
 class Slot(IntEnum):
@@ -53,14 +75,14 @@ class Shape:
     columns: int
     row_stride: int
     steps: int
-    activation: Activation = Activation()
+    activation: Activation = NO_ACTIVATION
     residual: bool = False
 
     @property
     def name(self) -> str:
-        """The exported function's name, unique among shapes up to the activation's parameters."""
-        tail = f"{self.activation.name or 'none'}{'_residual' if self.residual else ''}"
-        return f"convolution_{self.rows}x{self.columns}_stride{self.row_stride}_steps{self.steps}_{tail}"
+        """The exported function's name, which holds all that the code depends on."""
+        tail = f"{self.activation.label}{'_residual' if self.residual else ''}"
+        return f"convolution_{self.lanes}_{self.rows}x{self.columns}_stride{self.row_stride}_steps{self.steps}_{tail}"
 
 
 def convolution(shape: Shape) -> Module:
@@ -122,3 +144,173 @@ def convolution(shape: Shape) -> Module:
                                 value = value + k.load(residual_places[column] + place, r * lanes)
                             k.store(activate(k, value, shape.activation), y_places[column] + place, r * lanes)
     return module
+
+
+def _source(shape: Shape) -> Callable[[], str]:
+    return lambda: str(convolution(shape))
+
+
+def _reason_against(step: Step) -> str | None:
+    if step.constant(1) is None:
+        return "the weights are not constant"
+    if len(step.outputs) > 1:
+        return "several outputs"
+    if len(operand(step, 0).shape) != 4:
+        return "not a convolution over height and width"
+    return None
+
+
+def _accepts_direct(step: Step) -> str | None:
+    if reason := _reason_against(step):
+        return reason
+    c = read_convolution(step)
+    if operand(step, 0).layout != "blocked":
+        return "the input is not in channel blocks"
+    if c.groups > 1 and (c.channels // c.groups % step.lanes or c.outputs // c.groups % step.lanes):
+        return f"channels of a group are not a multiple of {step.lanes}"
+    return None
+
+
+def _accepts_first(step: Step) -> str | None:
+    if reason := _reason_against(step):
+        return reason
+    if operand(step, 0).layout != "plain":
+        return "for plain input (a first layer) only"
+    return "groups" if read_convolution(step).groups > 1 else None
+
+
+def _pixels(c: Convolution) -> int:
+    """Return how many output pixels lie in one run: the whole map for a pointwise convolution, else a row."""
+    return c.out_height * c.out_width if c.pointwise else c.out_width
+
+
+def _tiles(step: Step) -> list[Tile]:
+    c = read_convolution(step)
+    each, pixels = blocks(c.outputs // c.groups, step.lanes), _pixels(c)
+    found: list[tuple[float, Tile]] = []
+    for rows, columns in register_tiles(step.lanes, pixels, each):
+        if rows * columns < min(8, pixels * each) and rows < pixels:
+            continue
+        waste = -(-pixels // rows) * rows / pixels * (-(-each // columns) * columns / each)
+        loads = (rows + columns) / (rows * columns)
+        found.append((waste * (1 + 0.15 * loads), {"rows": rows, "columns": columns}))
+    found.sort(key=lambda pair: pair[0])
+    shapes = [tile for _, tile in found[:6]]
+    return [{**tile, **chunks} for tile in shapes for chunks in _chunkings(step, c, tile)]
+
+
+def _chunkings(step: Step, c: Convolution, tile: Tile) -> list[Tile]:
+    """Return ways to cut the work: by output channels (weights read once), or by pixels (input read once)."""
+    groups = len(first_blocks(c.outputs, c.groups, step.lanes, tile["columns"]))
+    tiles = -(-_pixels(c) // tile["rows"]) * (1 if c.pointwise else c.out_height)
+    ways: list[Tile] = []
+    if groups >= step.threads:
+        ways.append({"pixel_chunks": 1, "group_chunks": groups, "pixels_outside": 0})
+    l2_bytes = (step.machine.l2_bytes or 1 << 20) // 4
+    input_bytes = c.channels * c.height * c.width * 4
+    wanted = max(-(-input_bytes // l2_bytes), -(-step.threads // c.images))
+    chunks = min(tiles, -(-wanted * c.images // step.threads) * step.threads // c.images or 1)
+    ways.append({"pixel_chunks": max(1, chunks), "group_chunks": 1, "pixels_outside": 1})
+    if c.images == 1 and tiles >= 2 * step.threads and chunks < tiles:
+        ways.append({"pixel_chunks": min(tiles, 4 * step.threads), "group_chunks": 1, "pixels_outside": 1})
+    return ways
+
+
+def _seconds(step: Step, tile: Tile) -> float:
+    c = read_convolution(step)
+    each = blocks(c.outputs // c.groups, step.lanes)
+    rows, columns, pixels = tile["rows"], tile["columns"], _pixels(c)
+    waste = -(-pixels // rows) * rows / pixels * (-(-each // columns) * columns * step.lanes * c.groups / c.outputs)
+    if operand(step, 0).layout == "blocked":
+        waste *= blocks(c.channels, step.lanes) * step.lanes / c.channels
+    loads = max(1.0, 1.6 * (rows + columns) / (rows * columns)) * (1.0 if rows * columns >= 12 else 2.0)
+    tasks = tile["pixel_chunks"] * tile["group_chunks"] * c.images
+    balance = -(-tasks // step.threads) * step.threads / tasks
+    arithmetic = 2 * c.multiply_adds * waste * loads * balance / (FLOPS_PER_S_AND_LANE * step.lanes * step.threads)
+    weight_bytes = known(step, 1).nbytes
+    traffic = weight_bytes / MEMORY_BYTES_PER_S / min(step.threads, 2) * (0.5 if c.images > 1 else 1.0)
+    reread = weight_bytes * (tile["pixel_chunks"] * c.images if tile["pixels_outside"] else 1)
+    cache = reread / CACHE_BYTES_PER_S / step.threads
+    copy = 2 * c.images * c.channels * c.height * c.width * 4 / CACHE_BYTES_PER_S if any(c.pads) else 0.0
+    return max(arithmetic, cache) + 0.5 * traffic + copy
+
+
+def _framed(c: Convolution) -> tuple[int, int]:
+    """Return height and width of the input with its padding."""
+    return c.height + c.pads[0] + c.pads[2], c.width + c.pads[1] + c.pads[3]
+
+
+def _scratch_bytes(step: Step, tile: Tile) -> int:
+    c = read_convolution(step)
+    if not any(c.pads):
+        return 0
+    height, width = _framed(c)
+    blocked = operand(step, 0).layout == "blocked"
+    channels = blocks(c.channels, step.lanes) * step.lanes if blocked else c.channels
+    return c.images * channels * height * width * 4 + 64 * step.lanes
+
+
+def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
+    c, lanes, x = read_convolution(step), step.lanes, operand(step, 0)
+    blocked = x.layout == "blocked"
+    pixel, planes = (lanes, blocks(c.channels, lanes)) if blocked else (1, c.channels)
+    height, width = _framed(c)
+    plane_stride = x.block_stride if blocked else c.height * c.width
+    image_stride = x.image_stride if blocked else c.channels * c.height * c.width
+    source: Word = Operand(x.name)
+    calls: tuple[Call, ...] = ()
+    if any(c.pads):
+        source = Scratch()
+        words: tuple[Word, ...] = (
+            Operand(x.name), Scratch(), c.images, planes, image_stride, plane_stride, c.height, c.width * pixel,
+            c.pads[0], c.pads[2], c.pads[1] * pixel, c.pads[3] * pixel,
+        )  # fmt: skip
+        calls = (Call(f"padding_{lanes}", lambda: str(padding(lanes)), words),)
+        plane_stride = height * width * pixel
+        image_stride = planes * plane_stride
+    steps = lanes if blocked else c.kernel[1]
+    shape = Shape(lanes, tile["rows"], tile["columns"], c.strides[1] * pixel, steps, c.activation, c.residual)
+    entries = planes // c.groups * c.kernel[0] * (c.kernel[1] if blocked else 1)
+
+    def table() -> np.ndarray:
+        plane = np.arange(planes // c.groups)[:, None, None] * plane_stride
+        down = np.arange(c.kernel[0])[None, :, None] * (c.dilations[0] * width * pixel)
+        across = np.arange(c.kernel[1] if blocked else 1)[None, None, :] * (c.dilations[1] * pixel)
+        return np.ascontiguousarray((plane + down + across).reshape(-1), np.int64)
+
+    starts = first_blocks(c.outputs, c.groups, lanes, tile["columns"])
+    group_of = starts // blocks(c.outputs // c.groups, lanes)
+    group_stride = planes // c.groups * plane_stride
+    residual = residual_of(step)
+    y = step.outputs[0]
+    rows, row_stride = (1, 0) if c.pointwise else (c.out_height, c.strides[0] * width * pixel)
+    words = (
+        source, Packed(f"weights {lanes} {tile['columns']}", lambda: _pack(step, c, tile["columns"], blocked)),
+        Packed("bias", lambda: padded_bias(step, c.outputs, lanes)), Operand(y.name),
+        Operand(residual.name) if residual else 0, Packed(f"table {plane_stride}", table), entries,
+        c.images, image_stride, rows, row_stride, _pixels(c), y.image_stride,
+        Packed("output blocks", lambda: output_offsets(step)), residual.image_stride if residual else 0,
+        Packed("residual blocks", lambda: residual_offsets(step)), len(starts),
+        Packed(f"first blocks {tile['columns']}", lambda: starts),
+        Packed(f"group inputs {tile['columns']} {plane_stride}", lambda: group_of * group_stride),
+        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"],
+    )  # fmt: skip
+    return (*calls, Call(shape.name, _source(shape), words))
+
+
+def _pack(step: Step, c: Convolution, columns: int, blocked: bool) -> np.ndarray:
+    """Return weights [group of channels][entry][step][columns·V]; entry and step as the table walks the input."""
+    lanes, weights = step.lanes, known(step, 1)
+    outputs, channels = blocks(c.outputs, lanes) * lanes, c.channels // c.groups
+    padded = blocks(channels, lanes) * lanes if blocked else channels
+    full = np.zeros((outputs, padded, *c.kernel), np.float32)
+    full[: c.outputs, :channels] = weights
+    if blocked:  # [outputs][block][down][across][lane]
+        ordered = full.reshape(outputs, padded // lanes, lanes, *c.kernel).transpose(0, 1, 3, 4, 2)
+    else:  # [outputs][channel][down][across]
+        ordered = full
+    return pack_columns(ordered.reshape(outputs, -1), first_blocks(c.outputs, c.groups, lanes, columns), lanes, columns)
+
+
+DIRECT = Algorithm("direct", ("FusedConv",), _accepts_direct, _tiles, _seconds, _calls, _scratch_bytes)
+FIRST_LAYER = Algorithm("first layer", ("FusedConv",), _accepts_first, _tiles, _seconds, _calls, _scratch_bytes)

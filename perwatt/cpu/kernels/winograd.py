@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Whole
-from perwatt.cpu.kernels.activation import Activation, activate
+from perwatt.cpu.kernels.activation import NO_ACTIVATION, Activation, activate
 from perwatt.cpu.kernels.tile import multiply
 from perwatt.cpu.kernels.winograd_transform import Transform, apply, transform
 
@@ -53,6 +53,8 @@ class Slot(IntEnum):
     RESIDUAL_BLOCKS = 25
     GROUPS = 26  # register-wide groups of output channels
     FIRST_BLOCKS = 27  # table: the first block of V output channels of each group
+    GROUP_BLOCKS = 28  # blocks of V input channels that one output channel reads
+    GROUP_INPUTS = 29  # table: where in a plane of the transformed input each group's channels begin
 
 
 SLOTS = len(Slot)
@@ -67,14 +69,14 @@ class Shape:
     taps: int
     rows: int
     columns: int
-    activation: Activation = Activation()
+    activation: Activation = NO_ACTIVATION
     residual: bool = False
 
     @property
     def stem(self) -> str:
         """The common part of the exported functions' names."""
-        tail = f"{self.activation.name or 'none'}{'_residual' if self.residual else ''}"
-        return f"winograd_f{self.outputs}_{self.taps}_{self.rows}x{self.columns}_{tail}"
+        tail = f"{self.activation.label}{'_residual' if self.residual else ''}"
+        return f"winograd_{self.lanes}_f{self.outputs}_{self.taps}_{self.rows}x{self.columns}_{tail}"
 
     @property
     def plane_padding(self) -> int:
@@ -178,14 +180,15 @@ def _products_and_outputs(
     """Multiply tiles [tile, tile + count) with the channel groups' weights and write their outputs."""
     matrices, lanes, rows, columns = transform(shape.outputs, shape.taps), shape.lanes, shape.rows, shape.columns
     planes = matrices.size * matrices.size
-    channel_blocks, table = k.argument(Slot.CHANNEL_BLOCKS), k.pointer(Slot.TABLE)
+    channel_blocks, table = k.argument(Slot.GROUP_BLOCKS), k.pointer(Slot.TABLE)
     panel = channel_blocks * (lanes * columns * lanes)
     m_plane = block * (columns * lanes) + shape.plane_padding
     zero = k.constant(0.0)
     with k.loop(first_group, last_group) as groups:
         weights = k.pointer(Slot.WEIGHTS) + groups.index * panel * planes
+        source_channels = v + k.table_entry(k.pointer(Slot.GROUP_INPUTS), groups.index)
         with k.loop(0, planes) as over_planes:
-            a, b = v + over_planes.index * plane, weights + over_planes.index * panel
+            a, b = source_channels + over_planes.index * plane, weights + over_planes.index * panel
             with k.loop(0, (count + (rows - 1)) // rows) as over_rows:
                 row = k.minimum_index(over_rows.index * rows, k.maximum_index(block - rows, 0))
                 sums = multiply(

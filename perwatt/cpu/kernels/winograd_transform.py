@@ -61,7 +61,8 @@ def transform(outputs: int, taps: int) -> Transform:
 def transform_weights(outputs: int, kernels: np.ndarray) -> np.ndarray:
     """Return G g Gᵀ in float64 for kernels (K, C, r, r): an array (α, α, K, C)."""
     matrix = transform(outputs, kernels.shape[-1]).weights
-    return np.einsum("ai,kcij,bj->abkc", matrix, kernels.astype(np.float64), matrix, optimize=True)
+    transformed: np.ndarray = np.einsum("ai,kcij,bj->abkc", matrix, kernels.astype(np.float64), matrix, optimize=True)
+    return transformed
 
 
 def apply(k: Kernel, matrix: np.ndarray, values: Sequence[Vector]) -> list[Vector]:

@@ -1,0 +1,124 @@
+"""Fully connected layers on the convolution kernel: images take the place of pixels.
+
+At one image the register tile is one row wide: a matrix-vector product that streams the weights, one contiguous region
+for each thread, and is bound by memory. At many images a panel of weights is read once for all of them.
+"""
+
+import numpy as np
+
+from perwatt.cpu.kernels.convolution import Shape, convolution
+from perwatt.cpu.kernels.dense import (
+    CACHE_BYTES_PER_S,
+    FLOPS_PER_S_AND_LANE,
+    MEMORY_BYTES_PER_S,
+    activation_of,
+    blocks,
+    first_blocks,
+    known,
+    operand,
+    output_offsets,
+    pack_columns,
+    padded_bias,
+    register_tiles,
+    residual_of,
+    residual_offsets,
+)
+from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tile, Word
+
+
+def _accepts(step: Step) -> str | None:
+    if step.constant(1) is None:
+        return "the weights are not constant"
+    if operand(step, 0).layout != "blocked":
+        return "the input is not in channel blocks"
+    return None
+
+
+def _sizes(step: Step) -> tuple[int, int, int]:
+    """Return (images, vectors of input channels, outputs)."""
+    x = operand(step, 0)
+    return x.shape[0], _depth_blocks(step), known(step, 1).shape[0]
+
+
+def _flattened(step: Step) -> tuple[int, int, int] | None:
+    """Return (channels, height, width) of the map that was flattened into the input, or None."""
+    shape = step.attributes.get("flattened")
+    if shape is None:
+        return None
+    assert isinstance(shape, tuple)
+    return int(shape[0]), int(shape[1]), int(shape[2])
+
+
+def _depth_blocks(step: Step) -> int:
+    flattened = _flattened(step)
+    if flattened is None:
+        return blocks(operand(step, 0).shape[1], step.lanes)
+    channels, height, width = flattened
+    return blocks(channels, step.lanes) * height * width
+
+
+def _tiles(step: Step) -> list[Tile]:
+    images, _, outputs = _sizes(step)
+    each = blocks(outputs, step.lanes)
+    found: list[tuple[float, Tile]] = []
+    for rows, columns in register_tiles(step.lanes, images, each):
+        if rows * columns < min(8, images * each) and rows < images:
+            continue
+        waste = -(-images // rows) * rows / images * (-(-each // columns) * columns / each)
+        found.append((waste * (1 + 0.3 * (rows + columns) / (rows * columns)), {"rows": rows, "columns": columns}))
+    found.sort(key=lambda pair: pair[0])
+    tiles: list[Tile] = []
+    for _, tile in found[:5]:
+        groups = len(first_blocks(outputs, 1, step.lanes, tile["columns"]))
+        tiles.append({**tile, "pixel_chunks": 1, "group_chunks": groups, "pixels_outside": 0})
+    return tiles
+
+
+def _seconds(step: Step, tile: Tile) -> float:
+    images, depth, outputs = _sizes(step)
+    rows, columns = tile["rows"], tile["columns"]
+    groups = tile["group_chunks"]
+    balance = -(-groups // step.threads) * step.threads / groups
+    padded = -(-images // rows) * rows * groups * columns * step.lanes * depth * step.lanes
+    loads = max(1.0, 1.6 * (rows + columns) / (rows * columns)) if rows > 1 else 1.0
+    arithmetic = 2 * padded * loads * balance / (FLOPS_PER_S_AND_LANE * step.lanes * step.threads)
+    weight_bytes = 4 * outputs * depth * step.lanes
+    memory = weight_bytes / MEMORY_BYTES_PER_S / min(step.threads, 2) * balance
+    cache = weight_bytes * -(-images // rows) / CACHE_BYTES_PER_S / step.threads
+    return max(arithmetic, memory, cache)
+
+
+def _pack(step: Step, starts: np.ndarray, columns: int) -> np.ndarray:
+    """Return weights [group of outputs][input channel, in the order the input has][columns·V]."""
+    lanes, weights = step.lanes, known(step, 1)
+    outputs, depth = weights.shape
+    flattened = _flattened(step)
+    channels, height, width = flattened if flattened is not None else (depth, 1, 1)
+    padded = blocks(channels, lanes) * lanes
+    full = np.zeros((blocks(outputs, lanes) * lanes, padded, height * width), np.float32)
+    full[:outputs, :channels] = weights.reshape(outputs, channels, height * width)
+    # The map's order is channel block, pixel, lane.
+    ordered = full.reshape(-1, padded // lanes, lanes, height * width).transpose(0, 1, 3, 2)
+    return pack_columns(ordered.reshape(len(full), -1), starts, lanes, columns)
+
+
+def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
+    lanes, x, y, residual = step.lanes, operand(step, 0), step.outputs[0], residual_of(step)
+    images, depth, outputs = _sizes(step)
+    shape = Shape(lanes, tile["rows"], tile["columns"], lanes, lanes, activation_of(step), residual is not None)
+    starts = first_blocks(outputs, 1, lanes, tile["columns"])
+    words: tuple[Word, ...] = (
+        Operand(x.name), Packed(f"weights {tile['columns']}", lambda: _pack(step, starts, tile["columns"])),
+        Packed("bias", lambda: padded_bias(step, outputs, lanes)), Operand(y.name),
+        Operand(residual.name) if residual else 0,
+        Packed("table", lambda: np.arange(depth, dtype=np.int64) * (images * lanes)), depth, 1, 0, 1, 0, images, 0,
+        Packed("output blocks", lambda: output_offsets(step)), 0,
+        Packed("residual blocks", lambda: residual_offsets(step)), len(starts),
+        Packed(f"first blocks {tile['columns']}", lambda: starts),
+        Packed(f"group inputs {tile['columns']}", lambda: np.zeros(len(starts), np.int64)),
+        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"],
+    )  # fmt: skip
+    return (Call(shape.name, lambda: str(convolution(shape)), words),)
+
+
+FULLY_CONNECTED = Algorithm("fully connected", ("FusedGemm",), _accepts, _tiles, _seconds, _calls)

@@ -1,0 +1,201 @@
+"""Winograd as algorithms a plan can choose: F(2,3), F(4,3), F(6,3), F(2,5), F(4,5), each fused or shared."""
+
+from functools import partial
+
+import numpy as np
+
+from perwatt.cpu.kernels.dense import (
+    CACHE_BYTES_PER_S,
+    FLOPS_PER_S_AND_LANE,
+    MEMORY_BYTES_PER_S,
+    Convolution,
+    blocks,
+    first_blocks,
+    known,
+    operand,
+    output_offsets,
+    pack_columns,
+    padded_bias,
+    read_convolution,
+    register_tiles,
+    residual_of,
+    residual_offsets,
+)
+from perwatt.cpu.kernels.winograd import Shape, winograd_fused, winograd_shared
+from perwatt.cpu.kernels.winograd_transform import transform_weights
+from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tile, Word
+
+
+def _accepts(outputs: int, taps: int, shared: bool, step: Step) -> str | None:
+    if step.constant(1) is None:
+        return "the weights are not constant"
+    if len(step.outputs) > 1:
+        return "several outputs"
+    if len(operand(step, 0).shape) != 4:
+        return "not a convolution over height and width"
+    c = read_convolution(step)
+    if c.kernel != (taps, taps):
+        return f"the window is not {taps}x{taps}"
+    if c.strides != (1, 1) or c.dilations != (1, 1):
+        return "strided or dilated"
+    if operand(step, 0).layout != "blocked":
+        return "the input is not in channel blocks"
+    if c.groups > 1 and (c.channels // c.groups % step.lanes or c.outputs // c.groups % step.lanes):
+        return f"channels of a group are not a multiple of {step.lanes}"
+    if c.channels // c.groups < 8:
+        return "too few input channels to pay for the transforms"
+    if shared and _tile_count(c, outputs) > 512:
+        return "too many tiles for one shared transform"
+    if not shared and _tile_count(c, outputs) < step.threads:
+        return "fewer tiles than threads"
+    return None
+
+
+def _tiles_of(c: Convolution, outputs: int) -> tuple[int, int]:
+    return -(-c.out_height // outputs), -(-c.out_width // outputs)
+
+
+def _tile_count(c: Convolution, outputs: int) -> int:
+    down, across = _tiles_of(c, outputs)
+    return c.images * down * across
+
+
+def _tiles(outputs: int, taps: int, shared: bool, step: Step) -> list[Tile]:
+    c = read_convolution(step)
+    count, each = _tile_count(c, outputs), blocks(c.outputs // c.groups, step.lanes)
+    planes = (outputs + taps - 1) ** 2
+    # Half of L2 for a block's transformed input and products; the rest is for the weights that stream past.
+    budget = (step.machine.l2_bytes or 1 << 20) * 0.6
+    found: list[tuple[float, Tile]] = []
+    for rows, columns in register_tiles(step.lanes, max(count, 2), each):
+        loads = (rows + columns) / (rows * columns)
+        waste_columns = -(-each // columns) * columns / each
+        if rows * columns < 8 and rows < count:
+            continue
+        if shared:
+            padded = -(-count // rows) * rows
+            score = padded / count * waste_columns * (1 + 0.3 * loads)
+            found.append((score, {"rows": rows, "columns": columns, "block": padded}))
+            continue
+        per_tile = planes * (blocks(c.channels, step.lanes) + columns) * step.lanes * 4
+        largest = min(int(budget / per_tile), -(-count // step.threads))
+        for share in (1.0, 0.5):
+            block = max(rows, int(largest * share) // rows * rows)
+            tasks = -(-count // block)
+            balance = -(-tasks // step.threads) * step.threads * block / count
+            over = max(1.0, block * per_tile / budget) ** 0.5
+            score = waste_columns * balance * over * (1 + 0.3 * loads) * (1 + 1.0 / block)
+            found.append((score, {"rows": rows, "columns": columns, "block": block}))
+    found.sort(key=lambda pair: pair[0])
+    unique: list[Tile] = []
+    for _, tile in found:
+        if tile not in unique:
+            unique.append(tile)
+    return unique[:6]
+
+
+def _seconds(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> float:
+    c, lanes = read_convolution(step), step.lanes
+    size = outputs + taps - 1
+    planes, count = size * size, _tile_count(c, outputs)
+    rows, columns, block = tile["rows"], tile["columns"], tile["block"]
+    starts = len(first_blocks(c.outputs, c.groups, lanes, columns))
+    reduction = blocks(c.channels // c.groups, lanes) * lanes
+    tasks = starts if shared else -(-count // block)
+    balance = -(-tasks // step.threads) * step.threads / tasks
+    per_block = -(-min(block, count) // rows) * rows
+    padded = per_block if shared else per_block * tasks
+    loads = max(1.0, 1.6 * (rows + columns) / (rows * columns)) * (1.0 if rows * columns >= 12 else 2.0)
+    rate = FLOPS_PER_S_AND_LANE * lanes
+    products = 2 * planes * padded * starts * columns * lanes * reduction * loads * balance / (rate * step.threads)
+    # About α additions or multiplications for each of α² values, twice (columns and rows), at half the FMA rate.
+    transforms = 4 * planes * size * count * (c.channels + 1.5 * c.outputs) * balance / (rate * step.threads)
+    weights = 4 * planes * reduction * starts * columns * lanes
+    # A block's passage reads all the weights, from memory the first time, from cache afterwards.
+    passages = 1 if shared else -(-tasks // step.threads)
+    memory = weights / MEMORY_BYTES_PER_S / (min(step.threads, 2) if shared else 1) * (1.0 if c.images == 1 else 0.3)
+    cache = weights * passages / (step.threads if shared else 1) / CACHE_BYTES_PER_S
+    return max(products, cache) + 0.7 * memory + transforms
+
+
+def _plane_floats(step: Step, c: Convolution, tile: Tile) -> int:
+    return blocks(c.channels, step.lanes) * tile["block"] * step.lanes + step.lanes
+
+
+def _product_floats(step: Step, tile: Tile) -> int:
+    return tile["columns"] * tile["block"] * step.lanes + step.lanes
+
+
+def _scratch_layout(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tuple[int, int]:
+    """Return (floats of the shared transformed input, floats of each thread's part)."""
+    c, planes = read_convolution(step), (outputs + taps - 1) ** 2
+    transformed, products = planes * _plane_floats(step, c, tile), planes * _product_floats(step, tile)
+    part = (products if shared else transformed + products) + 32 * step.lanes
+    return (transformed if shared else 0), -(-part // 16) * 16
+
+
+def _scratch_bytes(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> int:
+    common, part = _scratch_layout(outputs, taps, shared, step, tile)
+    return 4 * (common + part * step.threads)
+
+
+def _calls(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tuple[Call, ...]:
+    c, lanes, x, y = read_convolution(step), step.lanes, operand(step, 0), step.outputs[0]
+    shape = Shape(lanes, outputs, taps, tile["rows"], tile["columns"], c.activation, c.residual)
+    down, across = _tiles_of(c, outputs)
+    common, part = _scratch_layout(outputs, taps, shared, step, tile)
+    starts = first_blocks(c.outputs, c.groups, lanes, tile["columns"])
+    group_blocks = blocks(c.channels // c.groups, lanes)
+    group_of = starts // blocks(c.outputs // c.groups, lanes)
+    block_floats = tile["block"] * lanes
+    residual = residual_of(step)
+    words: tuple[Word, ...] = (
+        Operand(x.name), Packed(f"F({outputs},{taps}) {tile['columns']}", lambda: _pack(outputs, step, c, starts, tile)),
+        Packed("bias", lambda: padded_bias(step, c.outputs, lanes)), Operand(y.name),
+        Operand(residual.name) if residual else 0, Scratch(4 * common), part, Scratch(),
+        Packed(f"table {block_floats}", lambda: np.arange(group_blocks, dtype=np.int64) * block_floats),
+        blocks(c.channels, lanes), c.height, c.width, down, across, _tile_count(c, outputs), tile["block"],
+        x.image_stride, x.block_stride, c.pads[0], c.pads[1], c.out_height, c.out_width, y.image_stride,
+        Packed("output blocks", lambda: output_offsets(step)), residual.image_stride if residual else 0,
+        Packed("residual blocks", lambda: residual_offsets(step)), len(starts),
+        Packed(f"first blocks {tile['columns']}", lambda: starts), group_blocks,
+        Packed(f"group inputs {tile['columns']} {block_floats}", lambda: group_of * (group_blocks * block_floats)),
+    )  # fmt: skip
+    if not shared:
+        return (Call(f"{shape.stem}_fused", lambda: str(winograd_fused(shape)), words),)
+    return tuple(
+        Call(f"{shape.stem}_shared_{half}", lambda: str(winograd_shared(shape)), words) for half in ("input", "output")
+    )
+
+
+def _pack(outputs: int, step: Step, c: Convolution, starts: np.ndarray, tile: Tile) -> np.ndarray:
+    """Return transformed weights [group of channels][α²][input channel][columns·V]."""
+    lanes, weights = step.lanes, known(step, 1)
+    channels = c.channels // c.groups
+    padded = blocks(channels, lanes) * lanes
+    transformed = transform_weights(outputs, weights)
+    planes = transformed.shape[0] ** 2
+    full = np.zeros((planes, blocks(c.outputs, lanes) * lanes, padded), np.float32)
+    full[:, : c.outputs, :channels] = transformed.reshape(planes, c.outputs, channels)
+    panels = [pack_columns(plane, starts, lanes, tile["columns"]) for plane in full]
+    return np.ascontiguousarray(np.stack(panels, axis=1))
+
+
+def _algorithm(outputs: int, taps: int, shared: bool) -> Algorithm:
+    kind = (outputs, taps, shared)
+    return Algorithm(
+        f"winograd F({outputs},{taps}) {'shared' if shared else 'fused'}",
+        ("FusedConv",),
+        partial(_accepts, *kind),
+        partial(_tiles, *kind),
+        partial(_seconds, *kind),
+        partial(_calls, *kind),
+        partial(_scratch_bytes, *kind),
+    )
+
+
+WINOGRAD = tuple(
+    _algorithm(outputs, taps, shared)
+    for outputs, taps in ((2, 3), (4, 3), (6, 3), (2, 5), (4, 5))
+    for shared in (False, True)
+)

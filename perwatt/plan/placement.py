@@ -1,0 +1,321 @@
+"""Placement: a Graph becomes a list of steps, every tensor gets a layout and a place in some buffer.
+
+Reorder steps are put in where layouts differ. Concat on channels becomes views of one buffer wherever its parts fill
+whole vectors, at any batch; reshapes that move nothing become views too.
+
+The first steps, as long as each image passes through them on its own, form the imagewise part: it can run repeatedly
+over a part of the batch (depth first, so that activations stay in cache), while the rest sees the whole batch at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from types import MappingProxyType
+
+import numpy as np
+
+from perwatt.graph import Attribute, Graph, Node
+from perwatt.machine import Machine
+from perwatt.plan.algorithm import Layout, Step, Tensor
+from perwatt.plan.layouts import layout_of
+
+# Steps that treat each image on its own when their tensors are 4-D and blocked.
+IMAGEWISE = {
+    "Reorder", "FusedConv", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN", "Concat",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: a buffer's name, the offset of its first float in it, and floats from image to image.
+
+    `image_floats` is what a repeat of the imagewise part advances by, per image.
+    """
+
+    buffer: str
+    offset: int
+    image_floats: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The steps of a network on one machine, and where their tensors lie.
+
+    Buffers named after graph inputs and outputs belong to the caller, the others to the arena. The first
+    `imagewise_steps` steps run `repeats` times on `images` images each.
+    """
+
+    steps: tuple[Step, ...]
+    places: Mapping[str, Place]
+    buffer_floats: Mapping[str, int]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    batch: int
+    images: int
+    imagewise_steps: int
+
+    @property
+    def repeats(self) -> int:
+        """How often the imagewise part runs."""
+        return self.batch // self.images
+
+
+@dataclass
+class _Draft:
+    graph: Graph
+    machine: Machine
+    threads: int
+    steps: list[Step] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    # A view: the tensor it lies in, and its first channel block (blocked) there; plain views lie at the start.
+    views: dict[str, tuple[str, int]] = field(default_factory=dict)
+    # Graph tensor -> the name under which it exists in each layout.
+    names: dict[tuple[str, Layout], str] = field(default_factory=dict)
+    flattened: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    produced: set[str] = field(default_factory=set)
+
+    @property
+    def lanes(self) -> int:
+        return self.machine.vector_floats
+
+
+def place(graph: Graph, machine: Machine, threads: int, images: int | None = None) -> Placement:
+    """Return the steps of a Graph that the passes have been applied to.
+
+    `images` is the part of the batch that the imagewise part takes at a time; None: all of it. It must divide the batch.
+    """
+    draft = _Draft(graph, machine, threads)
+    for name in graph.inputs:
+        _declare(draft, name, graph.values[name].shape, "plain")
+        draft.produced.add(name)
+    for node in graph.nodes:
+        _add_node(draft, node)
+    outputs = tuple(_in_layout(draft, name, "plain") for name in graph.outputs)
+    outputs = tuple(_own_output(draft, graph, name, n) for name, n in zip(graph.outputs, outputs, strict=True))
+    return _settle(draft, outputs, images)
+
+
+def _declare(draft: _Draft, name: str, shape: tuple[int, ...], layout: Layout, source: str | None = None) -> str:
+    """Record a tensor in its own dense form; views get their strides when everything is known."""
+    known = source if source is not None else name
+    draft.names.setdefault((known, layout), name)
+    draft.tensors[name] = dense(name, shape, layout, draft.lanes)
+    return name
+
+
+def dense(name: str, shape: tuple[int, ...], layout: Layout, lanes: int) -> Tensor:
+    """Return a tensor that shares its buffer with no other."""
+    if layout == "plain":
+        return Tensor(name, shape, "plain", prod(shape[1:]), 0)
+    if len(shape) == 2:
+        return Tensor(name, shape, "blocked", lanes, shape[0] * lanes)
+    plane = prod(shape[2:]) * lanes
+    return Tensor(name, shape, "blocked", -(-shape[1] // lanes) * plane, plane)
+
+
+def floats(tensor: Tensor, lanes: int) -> int:
+    """Return how many floats a dense tensor fills."""
+    if tensor.layout == "plain":
+        return prod(tensor.shape)
+    return tensor.shape[0] * -(-tensor.shape[1] // lanes) * lanes * prod(tensor.shape[2:])
+
+
+def _add_step(
+    draft: _Draft, name: str, operator: str, inputs: tuple[str | None, ...], outputs: tuple[str, ...],
+    attributes: Mapping[str, Attribute], constants: Mapping[str, np.ndarray],
+) -> None:  # fmt: skip
+    given = tuple(None if n is None else draft.tensors[n] for n in inputs)
+    made = tuple(draft.tensors[n] for n in outputs)
+    draft.steps.append(Step(name, operator, given, made, attributes, constants, draft.machine, draft.threads))
+    draft.produced.update(outputs)
+
+
+def _in_layout(draft: _Draft, name: str, layout: Layout) -> str:
+    """Return the name of a graph tensor in a layout, adding a Reorder step when it is not there yet."""
+    if (name, layout) in draft.names:
+        return draft.names[(name, layout)]
+    other: Layout = "plain" if layout == "blocked" else "blocked"
+    source = draft.names[(name, other)]
+    shape = draft.tensors[source].shape
+    target = _declare(draft, f"{name}@{layout}", shape, layout, name)
+    _add_step(draft, f"{name} to {layout}", "Reorder", (source,), (target,), MappingProxyType({}), {})
+    return target
+
+
+def _own_output(draft: _Draft, graph: Graph, graph_name: str, name: str) -> str:
+    """Return a plain tensor in a buffer of its own for a graph output that is an input or a view."""
+    if name not in graph.inputs and name not in draft.views:
+        return name
+    target = f"{graph_name}@output"
+    draft.tensors[target] = dense(target, graph.values[graph_name].shape, "plain", draft.lanes)
+    _add_step(draft, f"{graph_name} to output", "Identity", (name,), (target,), MappingProxyType({}), {})
+    return target
+
+
+def _add_node(draft: _Draft, node: Node) -> None:
+    graph = draft.graph
+    if node.operator in ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity") and _as_view(draft, node):
+        return
+    constants = {n: graph.constants[n] for n in node.inputs if n in graph.constants}
+    values = [graph.values[n] if n else None for n in node.inputs]
+    have: Layout = "blocked" if any((n, "blocked") in draft.names for n in node.inputs) else "plain"
+    wanted = layout_of(node, values, [n in constants for n in node.inputs], have, graph.values[node.outputs[0]])
+    if node.operator == "FusedConv" and node.inputs[0] in graph.inputs and _is_first_layer(node, draft):
+        source: Layout = "plain"
+    else:
+        source = wanted
+    inputs: list[str | None] = []
+    for position, name in enumerate(node.inputs):
+        if not name:
+            inputs.append(None)
+        elif name in constants:
+            if name not in draft.tensors:
+                draft.tensors[name] = dense(name, constants[name].shape, "plain", draft.lanes)
+            inputs.append(name)
+        else:
+            inputs.append(_in_layout(draft, name, source if position == 0 else wanted))
+    attributes = dict(node.attributes)
+    if node.operator == "FusedGemm" and inputs[0] in draft.flattened:
+        attributes["flattened"] = draft.flattened[str(inputs[0])]
+    outputs = []
+    for name in node.outputs:
+        shape = graph.values[name].shape
+        outputs.append(_declare(draft, name, shape, wanted if len(shape) in (2, 4) else "plain"))
+    if node.operator == "Concat" and wanted == "blocked" and _concat_as_views(draft, node, inputs, outputs[0]):
+        return
+    _add_step(draft, node.name, node.operator, tuple(inputs), tuple(outputs), attributes, constants)
+
+
+def _is_first_layer(node: Node, draft: _Draft) -> bool:
+    channels = draft.graph.values[node.inputs[0]].shape[1]
+    return channels <= draft.lanes // 2 and node.attributes["group"] == 1
+
+
+def _as_view(draft: _Draft, node: Node) -> bool:
+    """Make a reshaping node a view of its input, or the copy of whole vectors that a Flatten before products needs."""
+    graph, source, target = draft.graph, node.inputs[0], node.outputs[0]
+    shape, flat = graph.values[source].shape, graph.values[target].shape
+    if source in graph.constants:
+        return False
+    readers = graph.consumers(target)
+    into_products = readers and all(r.operator == "FusedGemm" and r.inputs[0] == target for r in readers)
+    blocked = draft.names.get((source, "blocked"))
+    if (
+        blocked is not None and len(shape) == 4 and len(flat) == 2 and shape[0] == flat[0]
+        and target not in graph.outputs and (into_products or shape[2:] == (1, 1))
+    ):  # fmt: skip
+        # In blocks of whole vectors: channels of the last block that do not exist count as inputs with zero weights.
+        if not into_products and shape[1] % draft.lanes and shape[2:] != (1, 1):
+            return False
+        depth = -(-shape[1] // draft.lanes) * draft.lanes * prod(shape[2:])
+        name = _declare(draft, f"{target}@flat", (flat[0], depth), "blocked", target)
+        if shape[2:] == (1, 1):
+            draft.tensors[name] = dense(name, flat, "blocked", draft.lanes)
+        else:
+            draft.flattened[name] = (shape[1], shape[2], shape[3])
+        if shape[0] == 1:
+            draft.views[name] = (blocked, 0)
+        else:
+            _add_step(draft, node.name, "FlattenBlocked", (blocked,), (name,), MappingProxyType({}), {})
+        return True
+    plain = _in_layout(draft, source, "plain")
+    name = _declare(draft, target, flat, "plain")
+    draft.views[name] = (plain, 0)
+    return True
+
+
+def _concat_as_views(draft: _Draft, node: Node, inputs: list[str | None], output: str) -> bool:
+    """Let every part of a Concat be written where it belongs; False when some part cannot be."""
+    names = [n for n in inputs if n is not None]
+    own = {out.name for step in draft.steps for out in step.outputs}
+    for position, name in enumerate(names):
+        tensor = draft.tensors[name]
+        last = position == len(names) - 1
+        if (tensor.shape[1] % draft.lanes and not last) or name in draft.views or names.count(name) > 1:
+            return False
+        if name not in own and not any(parent == name for parent, _ in draft.views.values()):
+            return False
+    if len(draft.tensors[output].shape) != 4 or node.attributes["axis"] != 1:
+        return False
+    block = 0
+    for name in names:
+        draft.views[name] = (output, block)
+        block += -(-draft.tensors[name].shape[1] // draft.lanes)
+    return True
+
+
+def _root(draft: _Draft, name: str) -> tuple[str, int]:
+    """Return the tensor that owns the buffer a tensor lies in, and the first block there."""
+    block = 0
+    while name in draft.views:
+        name, first = draft.views[name]
+        block += first
+    return name, block
+
+
+def _settle(draft: _Draft, outputs: tuple[str, ...], images: int | None) -> Placement:
+    """Give views their strides, cut the imagewise part down to `images`, and place every tensor."""
+    graph, lanes = draft.graph, draft.lanes
+    batch = graph.values[graph.inputs[0]].shape[0] if graph.inputs and graph.values[graph.inputs[0]].shape else 1
+    imagewise = _imagewise_steps(draft, batch)
+    if images is None or imagewise == 0 or batch % images:
+        images = batch
+    inside = {n for step in draft.steps[:imagewise] for n in _names(step)}
+    outside = {n for step in draft.steps[imagewise:] for n in _names(step)} | set(outputs) | set(graph.inputs)
+    # A buffer seen from outside the imagewise part holds the whole batch.
+    whole_roots = {_root(draft, n)[0] for n in outside}
+    final: dict[str, Tensor] = {}
+    places: dict[str, Place] = {}
+    buffer_floats: dict[str, int] = {}
+    for name, tensor in draft.tensors.items():
+        if name in graph.constants:
+            final[name] = tensor
+            continue
+        root_name, block = _root(draft, name)
+        root = draft.tensors[root_name]
+        part = images if root_name not in whole_roots and name in inside else tensor.shape[0] if tensor.shape else 1
+        root_images = images if root_name not in whole_roots and name in inside else root.shape[0] if root.shape else 1
+        root_final = dense(root_name, (root_images, *root.shape[1:]) if root.shape else (), root.layout, lanes)
+        buffer_floats[root_name] = floats(root_final, lanes)
+        offset = block * root_final.block_stride
+        shape = tensor.shape
+        if name in inside and imagewise and shape:
+            shape = (images, *shape[1:])
+        if name == root_name or tensor.layout == "plain" or len(tensor.shape) != 4:
+            own = dense(name, (part, *tensor.shape[1:]) if tensor.shape else (), tensor.layout, lanes)
+            final[name] = replace(own, shape=shape)
+        else:
+            final[name] = Tensor(name, shape, tensor.layout, root_final.image_stride, root_final.block_stride)
+        places[name] = Place(root_name, offset, root_final.image_stride if root_name in whole_roots else 0)
+    steps = tuple(
+        replace(
+            step,
+            inputs=tuple(None if t is None else final[t.name] for t in step.inputs),
+            outputs=tuple(final[t.name] for t in step.outputs),
+        )
+        for step in draft.steps
+    )
+    return Placement(steps, places, buffer_floats, graph.inputs, outputs, batch, images, imagewise)
+
+
+def _names(step: Step) -> list[str]:
+    return [t.name for t in (*step.inputs, *step.outputs) if t is not None and t.name not in step.constants]
+
+
+def _imagewise_steps(draft: _Draft, batch: int) -> int:
+    """Return how many of the first steps take each image on its own."""
+    for count, step in enumerate(draft.steps):
+        tensors = [t for t in (*step.inputs, *step.outputs) if t is not None and t.name not in step.constants]
+        if step.operator not in IMAGEWISE | ELEMENTWISE_BLOCKED:
+            return count
+        if any(len(t.shape) != 4 or t.shape[0] != batch for t in tensors):
+            return count
+        if any(t.layout == "plain" for t in tensors if t.name not in draft.graph.inputs):
+            return count
+    return len(draft.steps)
+
+
+ELEMENTWISE_BLOCKED = {
+    "Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Silu", "Elu", "Add", "Sub", "Mul",
+    "Div", "Max", "Min", "Sum",
+}  # fmt: skip

@@ -1,0 +1,71 @@
+"""Plan: every decision about running a network on one machine at one batch size, with the reasons."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from perwatt.plan.algorithm import Step, Tile
+from perwatt.plan.placement import Placement
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One algorithm with one tile for one step: its estimate, and its time on this machine where it was measured."""
+
+    algorithm: str
+    tile: Tile
+    scratch_bytes: int
+    estimated_s: float
+    measured_s: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The measured time where there is one, else the estimate."""
+        return self.estimated_s if self.measured_s is None else self.measured_s
+
+    def __str__(self) -> str:
+        settings = " ".join(f"{key}={value}" for key, value in self.tile.items())
+        return f"{self.algorithm} {settings}".rstrip()
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step, how it will be done, and why not otherwise: (algorithm, reason) for each that was rejected."""
+
+    step: Step
+    choice: Candidate
+    why: str
+    why_not: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before machine code is made. Offsets of `buffers` count floats in the arena."""
+
+    name: str
+    placement: Placement
+    steps: tuple[PlannedStep, ...]
+    buffers: Mapping[str, int]
+    arena_floats: int
+    scratch_bytes: int
+    threads: int
+
+    def lines(self) -> Iterator[str]:
+        """Yield the plan as text: one paragraph for each step."""
+        p = self.placement
+        yield (
+            f"plan of {self.name}: batch {p.batch}, {self.threads} threads, arena {self.arena_floats * 4 / 2**20:.1f} MiB, "
+            f"workspace {self.scratch_bytes / 2**20:.1f} MiB"
+        )
+        if p.repeats > 1:
+            yield f"steps 1 to {p.imagewise_steps} run {p.repeats} times on {p.images} images each"
+        for number, planned in enumerate(self.steps, 1):
+            step = planned.step
+            made = ", ".join(f"{'x'.join(map(str, t.shape))} {t.layout}" for t in step.outputs)
+            yield f"{number:3} {step.operator} {step.name} -> {made}"
+            yield f"      {planned.choice}"
+            yield f"      why: {planned.why}"
+            for algorithm, reason in planned.why_not:
+                yield f"      not {algorithm}: {reason}"
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
