@@ -263,9 +263,14 @@ def _then_and_now_panel(axes: Axes, entries: Sequence[_Entry], colours: dict[str
             position, entry.images_per_s, height=0.72, **({"color": colours[entry.engine]} if entry.engine else hatched)
         )
         axes.text(entry.images_per_s * 1.04, position, entry.text, va="center", fontsize=8)
-        axes.text(
-            0, position, f"{entry.label}  ", va="center", ha="right", fontsize=8, transform=axes.get_yaxis_transform()
-        )
+        across = axes.get_yaxis_transform()  # x in parts of the panel: 0 is its left edge
+        place: dict[str, Any] = {
+            "xy": (0, position),
+            "xycoords": across,
+            "xytext": (-5, 0),
+            "textcoords": "offset points",
+        }
+        axes.annotate(entry.label, **place, va="center", ha="right", fontsize=8)
         position -= 1
     axes.set_yticks([])
     axes.set_xscale("log")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -118,6 +119,21 @@ def _cells(row: Row) -> list[Text]:
         Text(percent_text(figures.top1_agreement)),
         status,
     ]
+
+
+def as_json(record: Record, record_path: Path | None, report_path: Path | None) -> dict[str, Any]:
+    """Return what programs want of a Record: every printed figure, without the raw samples."""
+    kept = {"network", "engine", "batch", "precision", "device", "status", "reason", "version", "threads", "figures"}
+    return {
+        "record": None if record_path is None else str(record_path),
+        "report": None if report_path is None else str(report_path),
+        "partial": record.partial,
+        "profile": record.profile.name,
+        "machine": record.machine,
+        "noise_floor": None if record.noise is None else record.noise.floor,
+        "harness_cost_s": record.harness_cost_s,
+        "rows": [row.model_dump(mode="json", include=kept) for row in shown(record)],
+    }
 
 
 def reasons(record: Record) -> Iterator[Text]:

