@@ -340,10 +340,33 @@ class Kernel:
 
     def store_masked(self, value: Vector, pointer: Pointer, lanes: Index) -> None:
         """Write the first `lanes` floats only."""
-        mask, v, bits = self._first_lanes(lanes), self.vector, f"<{self.lanes} x i1>"
+        self.store_lanes(value, pointer, self._first_lanes(lanes))
+
+    def store_lanes(self, value: Vector, pointer: Pointer, mask: Mask) -> None:
+        """Write the lanes where the mask holds only."""
+        v, bits = self.vector, f"<{self.lanes} x i1>"
         name = f"llvm.masked.store.v{self.lanes}f32.p0"
         self.module.declare(f"declare void @{name}({v}, ptr, i32 immarg, {bits})")
         self.do(f"call void @{name}({v} {value.text}, ptr {pointer.text}, i32 4, {bits} {mask.text})")
+
+    def load_lanes(self, pointer: Pointer, mask: Mask) -> Vector:
+        """Read the lanes where the mask holds and fill the rest with zeros; memory of other lanes is not touched."""
+        return self._masked_load(pointer, mask)
+
+    def lane_range(self, first: Whole, last: Whole) -> Mask:
+        """Return the mask of the lanes from `first` on that are below `last`."""
+        below = self._first_lanes(Index(self, self.emit(f"add i64 {self.whole(last)}, 0")))
+        if isinstance(first, int) and first == 0:
+            return below
+        before = self._first_lanes(Index(self, self.emit(f"add i64 {self.whole(first)}, 0")))
+        bits = f"<{self.lanes} x i1>"
+        inverse = self.emit(f"xor {bits} {before.text}, <{', '.join(['i1 true'] * self.lanes)}>")
+        return Mask(self, self.emit(f"and {bits} {below.text}, {inverse}"))
+
+    def store_first(self, value: Vector, pointer: Pointer, floats: Whole = 0) -> None:
+        """Write lane 0 only."""
+        one = self.emit(f"extractelement {self.vector} {value.text}, i64 0")
+        self.do(f"store float {one}, ptr {(pointer + floats).text}, align 4")
 
     def broadcast(self, pointer: Pointer, floats: Whole = 0) -> Vector:
         """Read one float and copy it to every lane."""
@@ -424,6 +447,14 @@ class Kernel:
         """Return the largest whole number that is not larger."""
         return self._call("llvm.floor", a)
 
+    def ceiling(self, a: Vector) -> Vector:
+        """Return the smallest whole number that is not smaller."""
+        return self._call("llvm.ceil", a)
+
+    def with_sign(self, size: Vector, sign: Vector) -> Vector:
+        """Return the absolute value of the first with the sign of the second."""
+        return self._call("llvm.copysign", size, sign)
+
     def power_of_two(self, whole: Vector) -> Vector:
         """Return 2^n for whole numbers n from -126 to 127, by writing the exponent's bits."""
         v, whole_kind = self.vector, f"<{self.lanes} x i32>"
@@ -472,7 +503,6 @@ class Kernel:
         """
         number = self._next_number()
         before, body, after = self._block, f"body{number}", f"after{number}"
-        exits: list[str] = [before]
         if at_least_once:
             self.do(f"br label %{body}")
         else:
@@ -501,8 +531,8 @@ class Kernel:
         self._start_block(after)
         if carry and not at_least_once:
             joined = []
-            for value, first in zip(handed, carry, strict=True):
-                text = f"phi {self.vector} [ {value.text}, %{last} ], [ {first.text}, %{exits[0]} ]"
+            for final, first in zip(handed, carry, strict=True):
+                text = f"phi {self.vector} [ {final.text}, %{last} ], [ {first.text}, %{before} ]"
                 joined.append(Vector(self, self.emit(text)))
             loop._next = joined
 

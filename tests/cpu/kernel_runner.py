@@ -1,0 +1,165 @@
+"""Run one Algorithm on arrays without a plan: guarded buffers, garbage in the spare lanes, a team played one by one."""
+
+import ctypes
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from perwatt.cpu.jit import NativeCode, compile_modules
+from perwatt.machine import Isa, Machine, this_machine
+from perwatt.plan.algorithm import Algorithm, Operand, Packed, Scratch, Step, Tensor, Tile
+
+GUARD = 192  # floats before and behind every buffer
+CANARY = -7.0e33
+LANES: dict[int, Isa] = {16: "avx512", 8: "avx2", 4: "portable"}
+_HERE = this_machine()
+_code: dict[tuple[str, int], NativeCode] = {}
+
+
+def machine(lanes: int) -> Machine:
+    """Return this machine limited to vectors of `lanes` floats."""
+    return replace(_HERE, isa=LANES[lanes], vector_floats=lanes)
+
+
+def lanes_here() -> list[int]:
+    """Return the vector widths that run on this machine."""
+    return [lanes for lanes in LANES if lanes <= _HERE.vector_floats]
+
+
+def tensor(name: str, shape: Sequence[int], layout: str, lanes: int, spare_blocks: int = 0) -> Tensor:
+    """Return a tensor; `spare_blocks` makes a blocked one a view of a wider buffer."""
+    shape = tuple(shape)
+    if layout == "plain":
+        return Tensor(name, shape, "plain")
+    pixels = math.prod(shape[2:])
+    if len(shape) == 2:
+        return Tensor(name, shape, "blocked", lanes, shape[0] * lanes)
+    blocks = -(-shape[1] // lanes) + spare_blocks
+    return Tensor(name, shape, "blocked", blocks * pixels * lanes, pixels * lanes)
+
+
+def _places(t: Tensor, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each element lies, and where the spare lanes of the last block lie, in floats."""
+    if t.layout == "plain":
+        return np.arange(math.prod(t.shape)).reshape(t.shape), np.zeros(0, np.int64)
+    n, channels = t.shape[:2]
+    pixels = math.prod(t.shape[2:])
+    padded = -(-channels // lanes) * lanes
+    c = np.arange(padded)
+    by_image = lanes if len(t.shape) == 2 else t.image_stride
+    place = (
+        np.arange(n)[:, None, None] * by_image
+        + ((c // lanes) * t.block_stride + c % lanes)[None, :, None]
+        + (np.arange(pixels) * lanes)[None, None, :]
+    )
+    return place[:, :channels].reshape(t.shape), place[:, channels:].reshape(-1)
+
+
+class Buffer:
+    """Memory of one tensor between guards; everything that is not the tensor's holds the canary."""
+
+    def __init__(self, t: Tensor, lanes: int, values: np.ndarray | None, garbage: float) -> None:
+        self.places, self.spare = _places(t, lanes)
+        size = int(max(self.places.max(initial=0), self.spare.max(initial=0))) + 1
+        self.memory = np.full(size + 2 * GUARD, CANARY, np.float32)
+        self.own = np.zeros(self.memory.size, bool)
+        self.own[GUARD + self.places.reshape(-1)] = True
+        self.own[GUARD + self.spare] = True
+        self.memory[self.own] = np.float32(np.nan)
+        if values is not None:
+            self.memory[GUARD + self.places] = values
+            self.memory[GUARD + self.spare] = garbage * (-1.0) ** np.arange(self.spare.size)
+        self.before = self.memory.copy()
+        self.address = self.memory.ctypes.data + 4 * GUARD
+
+    def values(self) -> np.ndarray:
+        return self.memory[GUARD + self.places]
+
+    def check(self, written: bool) -> None:
+        kept = ~self.own if written else np.ones_like(self.own)
+        same = np.array_equal(self.memory[kept].view(np.int32), self.before[kept].view(np.int32))
+        assert same, "a kernel wrote outside its output"
+        if written:
+            assert np.isfinite(self.memory[GUARD + self.spare]).all(), "spare lanes must stay finite"
+
+
+def step(
+    operator: str,
+    inputs: Sequence[tuple[str, Any] | None],
+    outputs: Sequence[tuple[int, ...]],
+    *,
+    lanes: int = 16,
+    threads: int = 1,
+    layouts: str | Sequence[str] = "blocked",
+    constants: Mapping[str, np.ndarray] | None = None,
+    spare_blocks: int = 0,
+    **attributes: Any,
+) -> Step:
+    """Return a Step: inputs are (name, shape), outputs shapes; `layouts` goes over inputs, then outputs."""
+    count = len(inputs) + len(outputs)
+    each = [layouts] * count if isinstance(layouts, str) else list(layouts)
+    tensors = [
+        None if item is None else tensor(item[0], item[1], layout, lanes, spare_blocks)
+        for item, layout in zip(inputs, each, strict=False)
+    ]
+    made = [
+        tensor(f"y{i}", shape, layout, lanes, spare_blocks)
+        for i, (shape, layout) in enumerate(zip(outputs, each[len(inputs) :], strict=True))
+    ]
+    return Step("step", operator, tuple(tensors), tuple(made), attributes, constants or {}, machine(lanes), threads)
+
+
+def run(
+    algorithm: Algorithm, s: Step, feeds: Mapping[str, np.ndarray], tile: Tile | None = None, garbage: float = 977.0
+) -> list[np.ndarray]:
+    """Return the outputs; checks that nothing else was written and that scratch and inputs may hold anything."""
+    assert s.operator in algorithm.operators
+    reason = algorithm.accepts(s)
+    assert reason is None, reason
+    tile = algorithm.tiles(s)[0] if tile is None else tile
+    assert algorithm.seconds(s, tile) > 0
+    lanes = s.lanes
+    buffers: dict[str, Buffer] = {}
+    for item in s.inputs:
+        if item is not None and item.name not in s.constants:
+            buffers[item.name] = Buffer(item, lanes, feeds[item.name], garbage)
+    for item in s.outputs:
+        buffers[item.name] = Buffer(item, lanes, None, garbage)
+    scratch_floats = -(-algorithm.scratch_bytes(s, tile) // 4)
+    scratch = np.full(scratch_floats + 2 * GUARD, CANARY, np.float32)
+    scratch[GUARD : GUARD + scratch_floats] = np.nan
+    packed: dict[str, np.ndarray] = {}
+
+    def address(word: object) -> int:
+        if isinstance(word, Operand):
+            return buffers[word.name].address
+        if isinstance(word, Packed):
+            if word.label not in packed:
+                packed[word.label] = np.ascontiguousarray(word.make())
+                assert packed[word.label].dtype in (np.float32, np.int64), word.label
+            return packed[word.label].ctypes.data
+        if isinstance(word, Scratch):
+            assert word.offset_bytes <= 4 * scratch_floats
+            return scratch.ctypes.data + 4 * GUARD + word.offset_bytes
+        assert isinstance(word, int | np.integer)
+        return int(word)
+
+    calls = algorithm.calls(s, tile)
+    missing = list({c.function: c for c in calls if (c.function, lanes) not in _code}.values())
+    for call, code in zip(missing, compile_modules([c.source() for c in missing], s.machine), strict=True):
+        _code[call.function, lanes] = code
+    for call in calls:
+        words = np.array([address(word) for word in call.words], np.int64)
+        entry = _code[call.function, lanes].address(call.function)
+        kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(entry)
+        for thread in range(s.threads):
+            kernel(words.ctypes.data, thread, s.threads)
+    written = {item.name for item in s.outputs}
+    for name, buffer in buffers.items():
+        buffer.check(name in written)
+    assert (scratch[:GUARD] == np.float32(CANARY)).all()
+    assert (scratch[GUARD + scratch_floats :] == np.float32(CANARY)).all()
+    return [buffers[item.name].values() for item in s.outputs]
