@@ -69,9 +69,9 @@ def text(node: Node, name: str) -> str:
 
 
 def refusal(operator: str, name: str, expected: str, got: str) -> InvalidGraph:
-    """Return the error for a node that breaks its operator's rule."""
-    where = f"{operator} node {name!r}" if name else operator
-    return InvalidGraph(f"{where}: expected {expected}, got {got}; correct this node in the network")
+    """Return the error for a node that breaks its operator's rule; without a name, `operators.make` says where."""
+    where = f"{operator} node {name!r}: " if name else ""
+    return InvalidGraph(f"{where}expected {expected}, got {got}; correct this node in the network")
 
 
 def coerced(operator: str, given: Mapping[str, object]) -> Attributes:
@@ -139,7 +139,7 @@ def _axes(axes: Attribute, rank: int, what: str) -> tuple[int, ...]:
 
 def _whole(value: Attribute, what: str) -> tuple[int, ...]:
     if not isinstance(value, tuple):
-        raise refusal(what, "", "a tuple of whole numbers", repr(value))
+        raise refusal(what, "", f"{what} to be a tuple of whole numbers", repr(value))
     return tuple(int(item) for item in value)
 
 

@@ -29,6 +29,10 @@ def with_batch(source: str | Path | bytes, batch: int) -> bytes:
     model, walked = at_batch(source, batch)
     del model.graph.value_info[:]
     outputs = {entry.name for entry in model.graph.output}
+    read = {name for node in model.graph.node for name in node.input} | outputs
+    for position in reversed(range(len(model.graph.initializer))):
+        if model.graph.initializer[position].name not in read:  # runtimes warn of each
+            del model.graph.initializer[position]
     made = dict.fromkeys(name for node in model.graph.node for name in node.output if name)
     model.graph.value_info.extend(
         _typed(walked.values[name]) for name in made if name in walked.values and name not in outputs
@@ -85,14 +89,15 @@ def _set_inputs(model: onnx.ModelProto, batch: int, fixed: int | None) -> None:
     for entry in data_inputs(model):
         dims = _dims(entry)
         for axis, dim in enumerate(dims):
-            first = len(dims) > 1 and axis == 0 and (dim.dim_value < 1 or dim.dim_value == fixed)
-            if first or (free and dim.dim_param == free):
+            batched = dim.dim_value < 1 or (len(dims) > 1 and dim.dim_value == fixed)
+            if (axis == 0 and batched) or (free and dim.dim_param == free):
                 dim.dim_value = batch
             elif dim.dim_value < 1:
-                name = repr(dim.dim_param) if dim.dim_param else "without a name"
+                name = f" ({dim.dim_param!r})" if dim.dim_param else ""
+                got = f"size {dim.dim_value} for" if dim.HasField("dim_value") else "a free"
                 raise NetworkError(
-                    f"input {entry.name!r}: expected the batch (dimension 0) to be the only free dimension, got "
-                    f"dimension {axis} free too ({name}); export the network with a fixed size"
+                    f"input {entry.name!r}: expected dimension 0, the batch, to be the only free one, got {got} "
+                    f"dimension {axis}{name}; export the network with a fixed size"
                 )
 
 

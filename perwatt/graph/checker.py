@@ -56,9 +56,14 @@ def _check_node(graph: Graph, node: Node) -> None:
     _expect(least <= len(node.inputs) <= most, graph, f"{where} to have {least} inputs or more", str(node.inputs))
     _expect(all(node.inputs[:least]), graph, f"{where} to have {least} inputs that are not left out", str(node.inputs))
     known = inputs_of(node, graph.values)
-    again = row.complete(dict(node.attributes), known)
+    try:
+        again = row.complete(dict(node.attributes), known)
+        made = row.infer(node, known)
+    except InvalidGraph as error:
+        if repr(node.name) in str(error):
+            raise
+        raise InvalidGraph(f"{where}: {error}") from error
     _expect(again == dict(node.attributes), graph, f"{where} with {again}", str(dict(node.attributes)))
-    made = row.infer(node, known)
     _expect(len(made) == len(node.outputs), graph, f"{where} to have {len(made)} outputs", str(node.outputs))
     for name, (shape, dtype) in zip(node.outputs, made, strict=True):
         value = graph.values[name]

@@ -15,7 +15,7 @@ from perwatt.graph.graph import Value
 from perwatt.graph.operators import OPERATORS
 
 # Element types between which a cast means what it means in NumPy.
-_PLAIN = {"float16", "bfloat16", "float32", "float64", "bool"} | {
+PLAIN = {"float16", "bfloat16", "float32", "float64", "bool"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
 
@@ -177,9 +177,7 @@ def _reduce(sight: Sight) -> tuple[Step, ...] | None:
     if not known:
         return None
     if not axes:
-        if sight.attributes.get("noop_with_empty_axes", 0):
-            return (_step(sight, {}, "Identity", inputs=1),)
-        axes = None
+        axes = [] if sight.attributes.get("noop_with_empty_axes", 0) else None
     return (_step(sight, {"axes": axes, "keepdims": sight.attributes.get("keepdims", 1)}, inputs=1),)
 
 
@@ -295,7 +293,7 @@ def _cast(sight: Sight) -> tuple[Step, ...] | None:
         to = sight.values[sight.node.input[1]].dtype
     else:
         to = helper.tensor_dtype_to_np_dtype(int(sight.attributes["to"]))  # type: ignore[call-overload]
-    if not {to.name, sight.values[sight.node.input[0]].dtype.name} <= _PLAIN:
+    if not {to.name, sight.values[sight.node.input[0]].dtype.name} <= PLAIN:
         return None
     return (_step(sight, {"to": to.name}, "Cast", inputs=1),)
 

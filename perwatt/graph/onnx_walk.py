@@ -16,7 +16,7 @@ from perwatt.errors import NetworkError
 from perwatt.graph.graph import Attribute, Node, Value
 from perwatt.graph.onnx_file import domain_of, opset
 from perwatt.graph.onnx_folding import array_of, folded
-from perwatt.graph.onnx_forms import Sight, Step, canonical
+from perwatt.graph.onnx_forms import PLAIN, Sight, Step, canonical
 from perwatt.graph.operators import FOREIGN_DOMAIN, FOREIGN_OPSET, make
 
 STEERING_ELEMENTS = 4096  # constants larger than this are weights, which ONNX's inference does not look into
@@ -142,6 +142,11 @@ class _Going:
             count = np.array(shape, np.int64).prod(dtype=np.int64)
             self.keep(node.output[0], np.array(cut, np.int64) if node.op_type == "Shape" else count)
             return True
+        if node.op_type == "CastLike" and node.input[0] in self.constants:  # of the other input only the type matters
+            like = self.values[node.input[1]].dtype
+            if like.name in PLAIN:
+                self.keep(node.output[0], self.constants[node.input[0]].astype(like))
+                return True
         if any(name and name not in self.constants for name in node.input):
             return False
         arrays = folded(node, [self.constants[name] if name else None for name in node.input], self.opset)

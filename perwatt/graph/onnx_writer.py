@@ -14,8 +14,8 @@ from perwatt.graph.graph import Attribute, Graph, Node, Value
 from perwatt.graph.operators import FOREIGN_DOMAIN, FOREIGN_OPSET, is_foreign
 from perwatt.graph.shapes import element_type
 
-# The first opset with every operator of the table, and its file format version.
-OPSET, IR_VERSION = 20, 9
+# The first opset with every operator of the table and today's rule for pools in ceil mode, and its file format version.
+OPSET, IR_VERSION = 22, 10
 LARGEST_BYTES = 2**31 - 1  # a protobuf message cannot be larger
 
 # Attributes of the table that ONNX passes as constant inputs, in the order of those inputs.
