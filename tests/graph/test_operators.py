@@ -93,7 +93,6 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
         ([(2, 3, 5)], {"pads": (0, 1, 2, 1, 0, 3), "value": 0.25}),
         ([(4, 5)], {"pads": (1, 2, 1, 2), "mode": "reflect"}),
         ([(4, 5)], {"pads": (1, 2, 1, 2), "mode": "edge"}),
-        ([(4, 5)], {"pads": (-1, 0, 0, -2)}),
     ],
     "Slice": [
         ([(7, 5, 3)], {"starts": (1, -1), "ends": (2**31, -100), "axes": (0, 1), "steps": (2, -2)}),
@@ -118,7 +117,7 @@ BINARY = {"Add", "Sub", "Mul", "Div", "Pow"}
 FUSED = {"FusedConv", "FusedGemm", "Silu"}  # perwatt's own: tested beside the passes that make them
 PLAIN = {name for name, row in OPERATORS.items() if row.inputs == (1, 1) and not row.attributes} - set(CASES) - FUSED
 CASES |= {name: [([(3, 1, 5), (4, 1)], {}), ([(), (2,)], {})] for name in BINARY}
-CASES |= {name: [([(3, 5)], {}), ([()], {})] for name in PLAIN - set(CASES)}
+CASES |= {name: [([(3, 5)], {}), ([(1,)], {})] for name in PLAIN - set(CASES)}
 POSITIVE = {"Log", "Sqrt", "Pow", "Div", "Reciprocal"}  # where negative numbers or those near 0 say nothing
 ALL = [(name, *case) for name, cases in sorted(CASES.items()) for case in cases]
 
@@ -158,6 +157,13 @@ def test_shapes_and_numbers_survive_the_way_to_onnx(
         np.testing.assert_allclose(left.astype(np.float64), right.astype(np.float64), rtol=64 * EPSILON, atol=1e-5)
 
 
+def test_a_negative_pad_crops() -> None:
+    graph = built("Pad", [(4, 5)], {"pads": (-1, 0, 0, -2)})
+    numbers = np.arange(20, dtype=np.float32).reshape(4, 5)
+    assert graph.values["y"].shape == (3, 3)
+    np.testing.assert_array_equal(run_onnxruntime(write(graph), {"x0": numbers})[0], numbers[1:, :-2])
+
+
 def window_node(operator: str, attributes: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, ...]:
     values = [Value("x", shape, np.dtype(np.float32))]
     names = ["x"]
@@ -193,7 +199,7 @@ def test_windows_have_the_size_that_onnx_infers(data: st.DataObject) -> None:
     assert [(graph.values["y"].shape, graph.values["y"].dtype)] == inferred(write(graph))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(-12, 12), st.integers(-12, 12), st.sampled_from([-7, -3, -2, -1, 1, 2, 3, 7]))
 def test_slices_take_what_the_reference_takes(size: int, start: int, end: int, step: int) -> None:
     graph = built("Slice", [(2, size)], {"starts": (start,), "ends": (end,), "axes": (1,), "steps": (step,)})
