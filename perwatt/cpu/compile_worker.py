@@ -4,6 +4,7 @@ Helpers are fresh interpreters fed over pipes (a fork of a process with threads 
 A message is its length in 8 bytes, a line of JSON, and bytes.
 """
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -133,8 +134,9 @@ def compile_objects(sources: Sequence[str], target: Target, options: Options, pr
             feeder.join()
         for helper in helpers:
             for pipe in (helper.stdin, helper.stdout):
-                if pipe is not None:
-                    pipe.close()
+                with contextlib.suppress(OSError):  # what was not sent has nobody to read it
+                    if pipe is not None:
+                        pipe.close()
             helper.wait()
     if work.errors:
         raise work.errors[0]

@@ -116,9 +116,20 @@ def compile_object(source: str, target: Target, options: Options = DEFAULT_OPTIO
     return machine.emit_object(module), _defined(module)
 
 
-def assembly(source: str, machine: Machine | None = None, options: Options = DEFAULT_OPTIONS) -> str:
+def neon_target() -> Target:
+    """Return a target for 64-bit ARM with NEON, to generate and read its code on any machine.
+
+    Raises RuntimeError when this build of LLVM has no such target.
+    """
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    return Target("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon")
+
+
+def assembly(source: str, machine: Machine | Target | None = None, options: Options = DEFAULT_OPTIONS) -> str:
     """Return the assembly text that compile_module would make of the same IR, for people and tests to read."""
-    target_machine, module = _optimised(source, target_of(machine), options)
+    target = machine if isinstance(machine, Target) else target_of(machine)
+    target_machine, module = _optimised(source, target, options)
     return str(target_machine.emit_assembly(module))
 
 

@@ -22,8 +22,10 @@ from perwatt.errors import EngineError
 
 BARRIER = 1  # bit of a step's flags: all threads meet after this step
 WORDS_PER_STEP = 4
-BARRIER_SPIN_NS = 100_000
-BARRIER_YIELD_NS = 400_000
+# Spinning alone is for the common short wait: the thread that is waited for may have been put on this very CPU, and
+# a yield costs half a microsecond when nobody wants it.
+SPIN_NS = 5_000
+BARRIER_YIELD_NS = 500_000
 _STOP_WAIT_S = 10.0
 
 Table = NDArray[np.int64]
@@ -75,8 +77,9 @@ class _Crew:
         line[0:4].view(np.int32)[0] = self.size
         # More threads than CPUs: who waits must make room at once for who works.
         crowded = self.size > usable_cpus()
-        spins = (0, 0) if crowded else (self.spin_ns, BARRIER_SPIN_NS)
-        line[8:32].view(np.int64)[:] = (*spins, BARRIER_YIELD_NS)
+        spin = min(self.spin_ns, SPIN_NS)
+        limits = (0, 0, 0) if crowded else (spin, self.spin_ns - spin, SPIN_NS)
+        line[8:40].view(np.int64)[:] = (*limits, BARRIER_YIELD_NS)
         self.native_prepare(self.control)
         try:
             for thread in range(1, self.size):
@@ -144,8 +147,8 @@ class Team:
     """Threads that run step tables; one run at a time, a second caller waits.
 
     threads counts the caller too. cpus pins worker i to cpus[i % len(cpus)] (cpus[0] is meant for the caller, who is
-    not touched); None leaves placing to the system. spin_us: how long an idle worker spins before it sleeps, None:
-    PERWATT_SPIN_US. sleeping: "futex" or "condition", empty: what the system has.
+    not touched); None leaves placing to the system. spin_us: how long an idle worker stays awake before it sleeps,
+    None: PERWATT_SPIN_US. sleeping: "futex" or "condition", empty: what the system has.
     Raises ValueError for fewer than one thread, EngineError (at the first run) when threads cannot be had.
     """
 

@@ -17,7 +17,7 @@ ARRIVED = 2 * LINE_BYTES  # i32: threads that reached the barrier
 OPENED = 3 * LINE_BYTES  # i32: one more each time a barrier opens
 OPENED_SLEEPERS = 4 * LINE_BYTES  # i32
 JOB = 5 * LINE_BYTES  # ptr table, i64 steps, ptr times or null
-SETTINGS = 6 * LINE_BYTES  # i32 threads, i32 stop, then i64 ns: idle spin, barrier spin, barrier yield
+SETTINGS = 6 * LINE_BYTES  # i32 threads, i32 stop, i64 ns: idle spin, idle yield, barrier spin, barrier yield
 MUTEX = 7 * LINE_BYTES  # pthread_mutex_t, only where there is no futex
 CONDITION = 8 * LINE_BYTES  # pthread_cond_t
 CONTROL_BYTES = 9 * LINE_BYTES
@@ -128,8 +128,8 @@ open:
 remain:
   br i1 %stay, label %hold, label %leave
 hold:
-  %spin_at = getelementptr i8, ptr %control, i64 784
-  %yield_at = getelementptr i8, ptr %control, i64 792
+  %spin_at = getelementptr i8, ptr %control, i64 792
+  %yield_at = getelementptr i8, ptr %control, i64 800
   %spin = load i64, ptr %spin_at, align 8
   %yield = load i64, ptr %yield_at, align 8
   call void @wait(ptr %control, ptr %opened, i32 %before, ptr %sleepers, i64 %spin, i64 %yield)
@@ -187,12 +187,14 @@ enter:
   %settings = getelementptr i8, ptr %control, i64 768
   %stop_at = getelementptr i8, ptr %control, i64 772
   %spin_at = getelementptr i8, ptr %control, i64 776
+  %yield_at = getelementptr i8, ptr %control, i64 784
   %threads = load i32, ptr %settings, align 4
   br label %idle
 idle:
   %seen = phi i32 [0, %enter], [%generation, %go]
   %spin = load i64, ptr %spin_at, align 8
-  call void @wait(ptr %control, ptr %control, i32 %seen, ptr %sleepers, i64 %spin, i64 0)
+  %yield = load i64, ptr %yield_at, align 8
+  call void @wait(ptr %control, ptr %control, i32 %seen, ptr %sleepers, i64 %spin, i64 %yield)
   %generation = load atomic i32, ptr %control acquire, align 4
   %stop = load atomic i32, ptr %stop_at acquire, align 4
   %going = icmp eq i32 %stop, 0
