@@ -1,1 +1,11 @@
 """Graph and machine to Plan: every decision, with its reason."""
+
+from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tensor, Tile, Word
+from perwatt.plan.make import Timings, candidates, make, shortlist, tile_key
+from perwatt.plan.placement import Place, Placement, place
+from perwatt.plan.plan import Candidate, Plan, PlannedStep
+
+__all__ = [
+    "Algorithm", "Call", "Candidate", "Operand", "Packed", "Place", "Placement", "Plan", "PlannedStep", "Scratch",
+    "Step", "Tensor", "Tile", "Timings", "Word", "candidates", "make", "place", "shortlist", "tile_key",
+]  # fmt: skip

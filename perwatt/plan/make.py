@@ -29,9 +29,11 @@ def candidates(
     """
     able = [algorithm for algorithm in catalogue if step.operator in algorithm.operators]
     if not able:
-        known = sorted({name for algorithm in catalogue for name in algorithm.operators} - {"Reorder", "FlattenBlocked"})
+        known = sorted(
+            {name for algorithm in catalogue for name in algorithm.operators} - {"Reorder", "FlattenBlocked"}
+        )
         raise UnsupportedOperator(
-            f"{step.operator} (node {step.name!r}): perwatt's own engine has no kernel for it; it has {', '.join(known)}"
+            f"{step.operator} (node {step.name!r}): perwatt's engine has no kernel for it; it has {', '.join(known)}"
         )
     found: list[Candidate] = []
     refused: list[tuple[str, str]] = []
@@ -92,7 +94,9 @@ def make(
             planned.append(PlannedStep(step, choose(position, found), "chosen by the caller", ()))
             continue
         timed = [
-            replace(candidate, measured_s=(timings or {}).get((position, candidate.algorithm, tile_key(candidate.tile))))
+            replace(
+                candidate, measured_s=(timings or {}).get((position, candidate.algorithm, tile_key(candidate.tile)))
+            )
             for candidate in found
         ]
         measured = sorted((c for c in timed if c.measured_s is not None), key=lambda c: c.seconds)

@@ -82,7 +82,7 @@ class _Draft:
 def place(graph: Graph, machine: Machine, threads: int, images: int | None = None) -> Placement:
     """Return the steps of a Graph that the passes have been applied to.
 
-    `images` is the part of the batch that the imagewise part takes at a time; None: all of it. It must divide the batch.
+    `images` is the part of the batch that the imagewise part takes at a time, a divisor of it; None: all of it.
     """
     draft = _Draft(graph, machine, threads)
     for name in graph.inputs:
@@ -278,22 +278,27 @@ def _settle(draft: _Draft, outputs: tuple[str, ...], images: int | None) -> Plac
         root_final = dense(root_name, (root_images, *root.shape[1:]) if root.shape else (), root.layout, lanes)
         buffer_floats[root_name] = floats(root_final, lanes)
         offset = block * root_final.block_stride
-        shape = tensor.shape
-        if name in inside and imagewise and shape:
-            shape = (images, *shape[1:])
         if name == root_name or tensor.layout == "plain" or len(tensor.shape) != 4:
             own = dense(name, (part, *tensor.shape[1:]) if tensor.shape else (), tensor.layout, lanes)
-            final[name] = replace(own, shape=shape)
+            final[name] = replace(own, shape=tensor.shape)
         else:
-            final[name] = Tensor(name, shape, tensor.layout, root_final.image_stride, root_final.block_stride)
+            strides = root_final.image_stride, root_final.block_stride
+            final[name] = Tensor(name, tensor.shape, tensor.layout, *strides)
         places[name] = Place(root_name, offset, root_final.image_stride if root_name in whole_roots else 0)
+
+    def seen(tensor: Tensor | None, position: int) -> Tensor | None:
+        """A tensor as one step sees it: the imagewise part takes `images` at a time."""
+        if tensor is None or tensor.name in graph.constants or position >= imagewise:
+            return None if tensor is None else final[tensor.name]
+        return replace(final[tensor.name], shape=(images, *tensor.shape[1:]))
+
     steps = tuple(
         replace(
             step,
-            inputs=tuple(None if t is None else final[t.name] for t in step.inputs),
-            outputs=tuple(final[t.name] for t in step.outputs),
+            inputs=tuple(seen(t, position) for t in step.inputs),
+            outputs=tuple(t for t in (seen(o, position) for o in step.outputs) if t is not None),
         )
-        for step in draft.steps
+        for position, step in enumerate(draft.steps)
     )
     return Placement(steps, places, buffer_floats, graph.inputs, outputs, batch, images, imagewise)
 

@@ -53,8 +53,8 @@ class Plan:
         """Yield the plan as text: one paragraph for each step."""
         p = self.placement
         yield (
-            f"plan of {self.name}: batch {p.batch}, {self.threads} threads, arena {self.arena_floats * 4 / 2**20:.1f} MiB, "
-            f"workspace {self.scratch_bytes / 2**20:.1f} MiB"
+            f"plan of {self.name}: batch {p.batch}, {self.threads} threads, "
+            f"arena {self.arena_floats * 4 / 2**20:.1f} MiB, workspace {self.scratch_bytes / 2**20:.1f} MiB"
         )
         if p.repeats > 1:
             yield f"steps 1 to {p.imagewise_steps} run {p.repeats} times on {p.images} images each"

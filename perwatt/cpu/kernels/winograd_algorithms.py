@@ -150,7 +150,8 @@ def _calls(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tup
     block_floats = tile["block"] * lanes
     residual = residual_of(step)
     words: tuple[Word, ...] = (
-        Operand(x.name), Packed(f"F({outputs},{taps}) {tile['columns']}", lambda: _pack(outputs, step, c, starts, tile)),
+        Operand(x.name),
+        Packed(f"F({outputs},{taps}) {tile['columns']}", lambda: _pack(outputs, step, c, starts, tile)),
         Packed("bias", lambda: padded_bias(step, c.outputs, lanes)), Operand(y.name),
         Operand(residual.name) if residual else 0, Scratch(4 * common), part, Scratch(),
         Packed(f"table {block_floats}", lambda: np.arange(group_blocks, dtype=np.int64) * block_floats),

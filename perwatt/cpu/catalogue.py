@@ -1,0 +1,8 @@
+"""Every algorithm the CPU engine has, in one tuple."""
+
+from perwatt.cpu.kernels.convolution import DIRECT, FIRST_LAYER
+from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED
+from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD
+from perwatt.plan.algorithm import Algorithm
+
+KERNELS: tuple[Algorithm, ...] = (DIRECT, FIRST_LAYER, FULLY_CONNECTED, *WINOGRAD)

@@ -1,0 +1,32 @@
+"""Memory for weights and activations: aligned to cache lines, on huge pages where that pays."""
+
+import mmap
+
+import numpy as np
+
+ALIGNMENT_BYTES = 64
+HUGE_PAGE_BYTES = 2 << 20
+
+
+def floats(count: int) -> np.ndarray:
+    """Return `count` float32 zeros, aligned. Large ones ask for huge pages: streaming weights then misses no TLB."""
+    size = max(count, 1) * 4
+    if size < HUGE_PAGE_BYTES:
+        raw = np.zeros(size + ALIGNMENT_BYTES, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT_BYTES
+        return raw[start : start + size].view(np.float32)
+    region = mmap.mmap(-1, size + HUGE_PAGE_BYTES)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        region.madvise(mmap.MADV_HUGEPAGE)
+    raw = np.frombuffer(region, np.uint8)
+    start = -raw.ctypes.data % HUGE_PAGE_BYTES
+    return raw[start : start + size].view(np.float32)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """Return float arrays as an aligned float32 copy; tables of integers as contiguous int64."""
+    if array.dtype.kind in "iu":
+        return np.ascontiguousarray(array, np.int64)
+    place = floats(array.size)
+    place[...] = array.reshape(-1)
+    return place

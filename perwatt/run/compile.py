@@ -1,0 +1,83 @@
+"""compile(): the one function that joins the rooms. Network -> Graph -> passes -> Plan -> Code -> Model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from perwatt import settings
+from perwatt.cpu.build import build
+from perwatt.cpu.catalogue import KERNELS
+from perwatt.cpu.team import shared_team
+from perwatt.cpu.tuning import measure
+from perwatt.errors import InputError
+from perwatt.graph import Graph, read
+from perwatt.machine import this_machine
+from perwatt.passes import PASSES, apply
+from perwatt.plan import make, place
+from perwatt.run.model import Model
+
+Tune = Literal["measure", "estimate"]
+# Kernels write one output; merged siblings would need one with several.
+CPU_PASSES = tuple(each for each in PASSES if each.name != "merge_siblings")
+
+
+def compile(
+    source: str | Path | bytes | Graph,
+    batch: int | None = None,
+    *,
+    threads: int | None = None,
+    workspace_bytes: int | None = None,
+    tune: Tune = "measure",
+    images: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Model:
+    """Return a Model of a network on this machine.
+
+    source: an ONNX file (path or bytes) or a Graph. batch: images in a call; None keeps the network's own (1 if free).
+    threads: None uses every core this process may use. workspace_bytes: limit of any step's working memory.
+    tune: "measure" times the candidates of every step here, "estimate" trusts the model of the machine.
+    images: how many images pass through the convolutions at a time; None chooses.
+    Raises NetworkError for files that cannot be read, UnsupportedOperator, PlanError, InputError.
+    """
+    graph = _graph(source, batch)
+    machine = this_machine()
+    count = threads or settings.threads() or machine.cores
+    if count < 1:
+        raise InputError(f"threads: expected at least 1, got {count}")
+    team = shared_team(count)
+    rewritten = apply(graph, CPU_PASSES)
+    placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images))
+    inputs = {name: rewritten.values[name] for name in rewritten.inputs}
+    outputs = {name: rewritten.values[name] for name in rewritten.outputs}
+    timings = None
+    if tune == "measure":
+        random = np.random.default_rng(0)
+        arrays = {name: random.standard_normal(value.shape).astype(value.dtype) for name, value in inputs.items()}
+        arrays |= {
+            buffer: np.zeros(value.shape, value.dtype)
+            for buffer, value in zip(placement.outputs, outputs.values(), strict=True)
+        }
+        timings = measure(placement, team, arrays, workspace_bytes=workspace_bytes, progress=progress)
+    plan = make(rewritten.name, placement, KERNELS, workspace_bytes=workspace_bytes, timings=timings)
+    return Model(plan, build(plan, team), inputs, outputs)
+
+
+def _graph(source: str | Path | bytes | Graph, batch: int | None) -> Graph:
+    if isinstance(source, Graph):
+        made_with = source.values[source.inputs[0]].shape[0]
+        if batch is not None and made_with != batch:
+            raise InputError(f"this Graph was made with batch {made_with}, got {batch}; build or read it with {batch}")
+        return source
+    return read(source, batch)
+
+
+def _images_at_a_time(graph: Graph, images: int | None) -> int | None:
+    """Return how many images to take through the convolutions at a time: activations then stay in the caches."""
+    batch = graph.values[graph.inputs[0]].shape[0]
+    if images is not None:
+        if images < 1 or batch % images:
+            raise InputError(f"images: expected a divisor of the batch {batch}, got {images}")
+        return images
+    return next((part for part in (8, 6, 4, 10, 5, 7) if batch % part == 0 and batch > part), None)
