@@ -4,6 +4,7 @@ A team of N is the caller (thread 0) and N - 1 Python threads, each inside one c
 interpreter lock for good. They start at the first run, spin briefly between runs and then sleep in the kernel.
 """
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -98,7 +99,8 @@ class _Crew:
     def work(self, thread: int) -> None:
         """A worker's life, on its own thread."""
         if self.cpus and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {self.cpus[thread % len(self.cpus)]})
+            with contextlib.suppress(OSError):  # a CPU that went since; a worker that never served would hang the team
+                os.sched_setaffinity(0, {self.cpus[thread % len(self.cpus)]})
         self.native_serve(self.control, thread)
 
     def dismiss(self) -> None:
@@ -149,7 +151,8 @@ class Team:
     threads counts the caller too. cpus pins worker i to cpus[i % len(cpus)] (cpus[0] is meant for the caller, who is
     not touched); None leaves placing to the system. spin_us: how long an idle worker stays awake before it sleeps,
     None: PERWATT_SPIN_US. sleeping: "futex" or "condition", empty: what the system has.
-    Raises ValueError for fewer than one thread, EngineError (at the first run) when threads cannot be had.
+    Raises ValueError for fewer than one thread or a CPU that is not this process's, and, at the first run, EngineError
+    when threads cannot be had.
     """
 
     def __init__(
@@ -157,6 +160,8 @@ class Team:
     ) -> None:
         if threads < 1:
             raise ValueError(f"a team has at least one thread, got {threads}")
+        if cpus and hasattr(os, "sched_getaffinity") and not set(cpus) <= os.sched_getaffinity(0):
+            raise ValueError(f"expected CPUs of {sorted(os.sched_getaffinity(0))}, got {list(cpus)}")
         _watch_forks()
         spin = settings.spin_us() if spin_us is None else spin_us
         self._crew = _Crew(threads, tuple(cpus or ()), int(spin * 1000), sleeping)

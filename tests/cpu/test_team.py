@@ -13,6 +13,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from perwatt.cpu import team as team_module
 from perwatt.cpu.jit import NativeCode, compile_module
 from perwatt.cpu.team import BARRIER, Team, shared_team
 from perwatt.errors import EngineError
@@ -115,6 +116,7 @@ define void @put(ptr %arguments, i64 %thread, i64 %threads) {
 SCRIPT = f"""
 import os, signal, sys, threading, time
 import numpy as np
+from perwatt.cpu import team as team_module
 from perwatt.cpu.jit import compile_module
 from perwatt.cpu.team import Team, shared_team
 CODE = compile_module('''{KERNELS}''')
@@ -203,6 +205,22 @@ def test_sleepers_wake_for_every_run(code: NativeCode) -> None:
         time.sleep(0.003 * (i % 3))
         team.run(table)
     assert cells[:3].tolist() == [20, 20, 20]
+    team.close()
+
+
+@pytest.mark.parametrize("sleeping", ["futex", "condition"])
+def test_no_wake_up_is_lost_when_every_wait_sleeps_at_once(
+    code: NativeCode, sleeping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sleeping == "futex" and sys.platform != "linux":
+        pytest.skip("futex is Linux's")
+    monkeypatch.setattr(team_module, "BARRIER_YIELD_NS", 0)
+    monkeypatch.setattr(team_module, "usable_cpus", lambda: 1)  # no spinning
+    team = Team(3, sleeping=sleeping)
+    table, (_cells, failures, _arguments) = marked_steps(code, 10, BARRIER)
+    for _ in range(100):
+        team.run(table)
+    assert failures.sum() == 0
     team.close()
 
 
@@ -329,6 +347,9 @@ def test_bad_tables_and_closed_teams_are_refused(code: NativeCode) -> None:
         team.run(np.array([[1, 0, 0, 0], [0, 0, 0, 0]], np.int64))
     with pytest.raises(ValueError, match="at least one"):
         Team(0)
+    if hasattr(os, "sched_getaffinity"):
+        with pytest.raises(ValueError, match="got \\[99999\\]"):
+            Team(2, cpus=[99999])
     cells = np.zeros(16, np.int64)
     table = counting_table(code, cells)
     team.run(table)
