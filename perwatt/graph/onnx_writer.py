@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+import onnx.version_converter
 from onnx import helper, numpy_helper
 
 from perwatt.errors import NetworkError, UnsupportedOperator
@@ -51,7 +52,7 @@ def write(graph: Graph) -> bytes:
     nodes: list[onnx.NodeProto] = []
     for node in graph.nodes:
         if is_foreign(node):
-            nodes.append(_foreign(node, domains))
+            nodes.append(_foreign(node, domains, graph.values))
             continue
         steering = _steering(node, graph.values)
         names = []
@@ -150,20 +151,53 @@ def _attribute(operator: str, key: str, value: Attribute, domain: str = "", opse
     return helper.make_attribute(key, value, attr_type=kind)
 
 
-def _foreign(node: Node, domains: dict[str, int]) -> onnx.NodeProto:
+def _foreign(node: Node, domains: dict[str, int], values: Mapping[str, Value]) -> onnx.NodeProto:
     """Return a node as it stood in the file it came from, if its meaning there is its meaning in this file."""
     domain, opset = text(node, FOREIGN_DOMAIN), integer(node, FOREIGN_OPSET)
     written = domains.setdefault(domain, opset)
-    if written != opset and _since(node.operator, written, domain) != _since(node.operator, opset, domain):
-        meant = f"an operator whose meaning in opset {opset} is that in opset {written}"
-        raise UnsupportedOperator(
-            f"{node.operator} node {node.name!r}: expected {meant}, got another; use the original file"
-        )
     made = helper.make_node(node.operator, node.inputs, node.outputs, name=node.name, domain=domain)
     for key, value in sorted(node.attributes.items()):
         if key not in (FOREIGN_DOMAIN, FOREIGN_OPSET):
             made.attribute.append(_attribute(node.operator, key, value, domain, opset))
-    return made
+    if opset == written or _since(node.operator, written, domain) == _since(node.operator, opset, domain):
+        return made
+    if domain == "" and _unchanged(made, opset, values):
+        return made
+    meant = f"an operator whose meaning in opset {opset} is that in opset {written}"
+    raise UnsupportedOperator(
+        f"{node.operator} node {node.name!r}: expected {meant}, got another; use the original file"
+    )
+
+
+def _unchanged(node: onnx.NodeProto, opset: int, values: Mapping[str, Value]) -> bool:
+    """Return whether the operator's interface is the same in both opsets and ONNX's own converter leaves the node be.
+
+    Both are asked because the converter overlooks some changes of meaning (Hardmax at opset 13, seen in onnx 1.23).
+    """
+    if _interface(node.op_type, opset) != _interface(node.op_type, OPSET):
+        return False
+    inputs = [_typed(values[name]) for name in dict.fromkeys(node.input) if name]
+    outputs = [_typed(values[name]) for name in node.output if name]
+    proto = helper.make_graph([node], "one", inputs, outputs)
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
+    try:
+        converted = onnx.version_converter.convert_version(model, OPSET)
+    except (RuntimeError, onnx.version_converter.ConvertError):
+        return False
+    return len(converted.graph.node) == 1 and _form(converted.graph.node[0]) == _form(node)
+
+
+def _interface(operator: str, opset: int) -> tuple[object, ...] | None:
+    if not onnx.defs.has(operator, opset, ""):
+        return None
+    schema = onnx.defs.get_schema(operator, opset, "")
+    defaults = sorted((name, entry.default_value.SerializeToString()) for name, entry in schema.attributes.items())
+    return defaults, [entry.name for entry in schema.inputs], [entry.name for entry in schema.outputs]
+
+
+def _form(node: onnx.NodeProto) -> tuple[object, ...]:
+    attributes = sorted(entry.SerializeToString(deterministic=True) for entry in node.attribute)
+    return node.op_type, list(node.input), list(node.output), attributes
 
 
 def _since(operator: str, opset: int, domain: str) -> int | None:
