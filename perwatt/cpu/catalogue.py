@@ -2,7 +2,10 @@
 
 from perwatt.cpu.kernels.convolution import DIRECT, FIRST_LAYER
 from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED
+from perwatt.cpu.kernels.pooling import GLOBAL_POOLING, POOLING
+from perwatt.cpu.kernels.reorder import REORDER
 from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD
 from perwatt.plan.algorithm import Algorithm
 
-KERNELS: tuple[Algorithm, ...] = (DIRECT, FIRST_LAYER, FULLY_CONNECTED, *WINOGRAD)
+KERNELS: tuple[Algorithm, ...] = (
+    DIRECT, FIRST_LAYER, *WINOGRAD, FULLY_CONNECTED, POOLING, GLOBAL_POOLING, REORDER, POOLING, GLOBAL_POOLING)  # fmt: skip

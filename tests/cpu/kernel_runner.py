@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from perwatt.cpu.jit import NativeCode, compile_modules
 from perwatt.machine import Isa, Machine, this_machine
@@ -27,6 +28,12 @@ def machine(lanes: int) -> Machine:
 def lanes_here() -> list[int]:
     """Return the vector widths that run on this machine."""
     return [lanes for lanes in LANES if lanes <= _HERE.vector_floats]
+
+
+def each_width() -> list[Any]:
+    """Return the vector widths as parameters of a test; all but the widest are slow tests."""
+    widest, *narrower = lanes_here()
+    return [widest, *(pytest.param(lanes, marks=pytest.mark.slow) for lanes in narrower)]
 
 
 def tensor(name: str, shape: Sequence[int], layout: str, lanes: int, spare_blocks: int = 0) -> Tensor:

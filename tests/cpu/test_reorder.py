@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_runner import lanes_here, run, step
+from kernel_runner import each_width, run, step
 
 from perwatt.cpu.kernels.reorder import REORDER
 
@@ -10,7 +10,7 @@ MAPS = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 17, 1, 1), (1, 33, 3, 5), (2, 16, 4, 4),
 VECTORS = [(2, 5), (3, 64), (1, 1000), (2, 19), (1, 1)]
 
 
-@pytest.mark.parametrize("lanes", lanes_here())
+@pytest.mark.parametrize("lanes", each_width())
 @pytest.mark.parametrize("shape", [*MAPS, *VECTORS], ids=str)
 def test_there_and_back(shape: tuple[int, ...], lanes: int) -> None:
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
@@ -22,7 +22,7 @@ def test_there_and_back(shape: tuple[int, ...], lanes: int) -> None:
                 assert np.array_equal(run(REORDER, s, {"x": x})[0], x)
 
 
-@pytest.mark.parametrize("lanes", lanes_here())
+@pytest.mark.parametrize("lanes", each_width())
 @pytest.mark.parametrize("shape", [(1, 3, 2, 2), (3, 33, 1, 5), (2, 16, 6, 6)], ids=str)
 def test_flatten_keeps_whole_vectors_together(shape: tuple[int, ...], lanes: int) -> None:
     n, c, h, w = shape

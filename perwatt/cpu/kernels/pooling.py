@@ -1,0 +1,221 @@
+"""Pooling of blocked maps: maximum and average over windows, and over whole maps.
+
+A window's columns are first combined over the kernel's rows, then along the row, so that neighbouring windows share
+the work. Maxima keep NaN. Averages divide by the number of elements inside the map, or, with count_include_pad, inside
+the padded map: factors made with the plan, one table of a row for each number of rows a window can have inside.
+"""
+
+from collections.abc import Callable
+from enum import IntEnum
+from functools import partial, reduce
+from math import inf, prod
+
+import numpy as np
+
+from perwatt.cpu.ir import Index, Kernel, Module, Vector
+from perwatt.cpu.kernels import operands, window
+from perwatt.cpu.kernels.operands import blocked
+from perwatt.cpu.kernels.window import Geometry, Window
+from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tile
+
+# Accumulators of one tile: they and a few temporaries must fit the registers.
+MOST_COLUMNS = {16: 24, 8: 11, 4: 24}
+GLOBAL_ACCUMULATORS = 4
+
+
+class Slot(IntEnum):
+    """The words of a window kernel behind those of `window.Slot`."""
+
+    FACTORS = window.Slot.MORE  # average: table of floats, one row of the output's width for each kind of output row
+    KINDS = FACTORS + 1  # average: table [output row], where its row of factors begins
+
+
+class GlobalSlot(IntEnum):
+    """The words of a global pooling kernel. Strides count floats."""
+
+    INPUT = 0
+    OUTPUT = 1
+    IMAGES = 2
+    BLOCKS = 3
+    PIXELS = 4
+    IMAGE_STRIDE = 5
+    BLOCK_STRIDE = 6
+    OUTPUT_IMAGE_STRIDE = 7
+    OUTPUT_BLOCK_STRIDE = 8
+    FACTOR = 9
+
+
+def _combiner(k: Kernel, average: bool) -> Callable[[Vector, Vector], Vector]:
+    return (lambda a, b: a + b) if average else k.maximum
+
+
+def pooling_name(lanes: int, shape: Window, average: bool) -> str:
+    """Return the name of the kernel that `pooling` writes."""
+    return f"pool_{'average' if average else 'max'}_{shape.label}_v{lanes}"
+
+
+def pooling(lanes: int, shape: Window, average: bool) -> Module:
+    """Return the module of one pooling kernel."""
+    name = pooling_name(lanes, shape, average)
+    module = Module(name, lanes)
+    with module.kernel(name) as k:
+        combine, outside = _combiner(k, average), 0.0 if average else -inf
+        columns = shape.columns
+
+        def add_row(values: list[Vector], column: Callable[[int], Vector], kernel_row: Index) -> list[Vector]:
+            return [combine(value, column(j)) for value, j in zip(values, columns, strict=True)]
+
+        with window.output_rows(k) as place:
+            if average:
+                kind = k.table_entry(k.pointer(Slot.KINDS), place.row)
+                factors = k.pointer(Slot.FACTORS) + kind
+            with window.tiles(k, shape) as (pixel, left):
+                start = [k.constant(outside)] * len(columns)
+                done = dict(
+                    zip(columns, window.kernel_rows(k, shape, place, left, outside, start, add_row), strict=True)
+                )
+                for i in range(shape.outputs):
+                    taps = [done[i * shape.stride + t * shape.dilation] for t in range(shape.taps)]
+                    value = reduce(combine, taps)
+                    if average:
+                        value = value * k.broadcast(factors + pixel, i)
+                    k.store(value, place.target + pixel * lanes, i * lanes)
+    return module
+
+
+def whole_name(lanes: int, average: bool) -> str:
+    """Return the name of the kernel that `whole_map` writes."""
+    return f"pool_whole_{'average' if average else 'max'}_v{lanes}"
+
+
+def whole_map(lanes: int, average: bool) -> Module:
+    """Return the kernel that takes the maximum or the average of whole maps."""
+    name, several = whole_name(lanes, average), GLOBAL_ACCUMULATORS
+    module = Module(name, lanes)
+    with module.kernel(name) as k:
+        combine = _combiner(k, average)
+        blocks, pixels = k.argument(GlobalSlot.BLOCKS), k.argument(GlobalSlot.PIXELS)
+        factor = k.broadcast(k.pointer(GlobalSlot.FACTOR))
+        first, last = k.share(k.argument(GlobalSlot.IMAGES) * blocks)
+        with k.loop(first, last) as tasks:
+            image = tasks.index // blocks
+            block = tasks.index - image * blocks
+            offset = image * k.argument(GlobalSlot.IMAGE_STRIDE) + block * k.argument(GlobalSlot.BLOCK_STRIDE)
+            x = k.pointer(GlobalSlot.INPUT) + offset
+            start = [k.constant(0.0 if average else -inf)] * several
+            even = pixels // several * several
+            with k.loop(0, even, several, carry=start) as pieces:
+                here = x + pieces.index * lanes
+                pieces.carry([combine(value, k.load(here, i * lanes)) for i, value in enumerate(pieces.carried)])
+            with k.loop(even, pixels, carry=[reduce(combine, pieces.results)]) as rest:
+                rest.carry([combine(rest.carried[0], k.load(x, rest.index * lanes))])
+            out_image_stride = k.argument(GlobalSlot.OUTPUT_IMAGE_STRIDE)
+            place = image * out_image_stride + block * k.argument(GlobalSlot.OUTPUT_BLOCK_STRIDE)
+            k.store(rest.results[0] * factor if average else rest.results[0], k.pointer(GlobalSlot.OUTPUT) + place)
+    return module
+
+
+def _covers_whole_map(g: Geometry) -> bool:
+    return g.out_size == (1, 1) and g.kernel == g.size and g.pads == (0, 0) and g.dilations == (1, 1)
+
+
+def _accepts(step: Step) -> str | None:
+    x, _ = operands.data(step)
+    if not operands.everything_is(step, "blocked"):
+        return "input and output must be blocked"
+    if len(step.outputs) > 1:
+        return "gives no indices of the maxima"
+    if len(x.shape) not in (3, 4):
+        return f"needs one or two spatial axes, got shape {x.shape}"
+    g = window.geometry(step)
+    most = MOST_COLUMNS[step.lanes]
+    if not _covers_whole_map(g) and len(Window(g.kernel[1], g.strides[1], g.dilations[1], 1).columns) > most:
+        return f"the window is wider than {most} columns"
+    if not (_counts(g, 0) > 0).all() or not (_counts(g, 1) > 0).all():
+        return "some window lies in the padding altogether"
+    return None
+
+
+def _tiles(step: Step) -> tuple[Tile, ...]:
+    """Prefer the tile that computes the fewest pixels twice, then the widest."""
+    g = window.geometry(step)
+    if _covers_whole_map(g):
+        return ({"outputs": 1},)
+    width, most = g.out_size[1], MOST_COLUMNS[step.lanes]
+    fitting = [
+        outputs
+        for outputs in range(1, min(width, 8) + 1)
+        if len(Window(g.kernel[1], g.strides[1], g.dilations[1], outputs).columns) <= most
+    ]
+    # Every output costs its own stores, every tile its shared columns.
+    cost = {
+        o: -(-width // o) * (o + len(Window(g.kernel[1], g.strides[1], g.dilations[1], o).columns)) for o in fitting
+    }
+    return tuple({"outputs": outputs} for outputs in sorted(fitting, key=lambda o: (cost[o], -o))[:3])
+
+
+def _counts(g: Geometry, axis: int, before: int = 0, behind: int = 0) -> np.ndarray:
+    """Return for each output how many taps along an axis lie inside the map grown by so many pixels at both ends."""
+    start = np.arange(g.out_size[axis])[:, None] * g.strides[axis] - g.pads[axis]
+    taps = start + np.arange(g.kernel[axis]) * g.dilations[axis]
+    return np.asarray(((taps >= -before) & (taps < g.size[axis] + behind)).sum(axis=1))
+
+
+def _factors(g: Geometry, ends: tuple[int, int], include_pad: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return (factors [kinds, output width], the kind's offset for each output row)."""
+    grown = [(g.pads[axis], ends[axis]) if include_pad else (0, 0) for axis in (0, 1)]
+    kinds, kind = np.unique(_counts(g, 0, *grown[0]), return_inverse=True)
+    factors = 1 / np.outer(kinds, _counts(g, 1, *grown[1]))
+    return factors.astype(np.float32), np.asarray(kind * g.out_size[1], np.int64)
+
+
+def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
+    g, average = window.geometry(step), step.operator == "AveragePool"
+    if _covers_whole_map(g):
+        return _whole_calls(step, average)
+    shape = Window(g.kernel[1], g.strides[1], g.dilations[1], tile["outputs"])
+    more: tuple[Packed, ...] = ()
+    if average:
+        pads = operands.wholes(step, "pads")
+        ends = (0, pads[1]) if len(pads) == 2 else (pads[2], pads[3])
+        include = bool(operands.whole(step, "count_include_pad"))
+        more = (
+            Packed("factors", lambda: _factors(g, ends, include)[0]),
+            Packed("kinds", lambda: _factors(g, ends, include)[1]),
+        )
+    source = operands.text(partial(pooling, step.lanes, shape, average))
+    return (Call(pooling_name(step.lanes, shape, average), source, (*window.words(step, g), *more)),)
+
+
+def _whole_calls(step: Step, average: bool) -> tuple[Call, ...]:
+    source, target = operands.data(step)
+    x, y = blocked(source, step.lanes), blocked(target, step.lanes)
+    strides = (x.image_stride, x.block_stride, y.image_stride, y.block_stride)
+    factor = Packed("factor", lambda: np.array([1 / x.pixels], np.float32))
+    words = (Operand(source.name), Operand(target.name), x.images, x.blocks, x.pixels, *strides, factor)
+    make = operands.text(partial(whole_map, step.lanes, average))
+    return (Call(whole_name(step.lanes, average), make, words),)
+
+
+def _accepts_whole(step: Step) -> str | None:
+    x, y = operands.data(step)
+    if not operands.everything_is(step, "blocked"):
+        return "input and output must be blocked"
+    if prod(x.shape[2:]) == 0:
+        return "the map is empty"
+    if step.operator.startswith("Reduce"):
+        axes = tuple(sorted(operands.wholes(step, "axes")))
+        if axes != tuple(range(2, len(x.shape))) or len(y.shape) not in (2, len(x.shape)):
+            return f"reduces blocked maps over all their pixels only, got axes {axes}"
+    return None
+
+
+def _calls_whole(step: Step, tile: Tile) -> tuple[Call, ...]:
+    return _whole_calls(step, step.operator in ("GlobalAveragePool", "ReduceMean"))
+
+
+POOLING = Algorithm("pooling", ("MaxPool", "AveragePool"), _accepts, _tiles, operands.traffic_seconds, _calls)
+GLOBAL_POOLING = Algorithm(
+    "global pooling", ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax"),
+    _accepts_whole, operands.one_tile, operands.traffic_seconds, _calls_whole,
+)  # fmt: skip
