@@ -8,4 +8,5 @@ from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD
 from perwatt.plan.algorithm import Algorithm
 
 KERNELS: tuple[Algorithm, ...] = (
-    DIRECT, FIRST_LAYER, *WINOGRAD, FULLY_CONNECTED, POOLING, GLOBAL_POOLING, REORDER, POOLING, GLOBAL_POOLING)  # fmt: skip
+    DIRECT, FIRST_LAYER, *WINOGRAD, FULLY_CONNECTED, POOLING, GLOBAL_POOLING, REORDER,
+)  # fmt: skip
