@@ -161,8 +161,11 @@ def test_every_fact_of_the_machine_and_compiler_is_in_the_key(monkeypatch: pytes
     monkeypatch.setattr(code_cache, "compiler_version", lambda: "llvmlite 99")
     keys.add(code_cache.key("a", host, options))
     assert len(keys) == 8
-    if target_of(replace(machine_here(), isa="portable")) != target_of(replace(machine_here(), isa="avx2")):
-        assert machine_here().architecture == "x86_64"
+    if host.triple.startswith("x86_64"):  # a masked machine is another machine
+        masked = {
+            code_cache.key("a", target_of(replace(machine_here(), isa=isa)), options) for isa in ("avx2", "portable")
+        }
+        assert len(masked) == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "foreign", "renamed"])
@@ -243,6 +246,7 @@ def test_helpers_compile_what_is_missing(compiled: list[str]) -> None:
     assert len(compiled) == before
 
 
+@pytest.mark.slow
 def test_helpers_make_the_same_bytes_and_report_bad_ir(monkeypatch: pytest.MonkeyPatch) -> None:
     target, options = target_of(), Options()
     sources = [source(i) for i in range(4)]
@@ -278,6 +282,7 @@ def test_a_helper_that_dies_at_work_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         compile_worker.compile_objects([source(1), source(2)], target_of(), Options(), processes=2)
 
 
+@pytest.mark.slow
 def test_two_processes_may_race_for_an_empty_cache() -> None:
     script = (
         "import json, sys; from perwatt.cpu import jit; sources = json.load(sys.stdin); "
@@ -298,6 +303,7 @@ def test_two_processes_may_race_for_an_empty_cache() -> None:
     assert all(code_cache.fetch(entry.name) is not None for entry in entries())
 
 
+@pytest.mark.slow
 def test_measured_peaks_are_of_this_world() -> None:
     speed = peak.multiply_adds(1)
     assert 0.1 < speed < 2000

@@ -407,6 +407,7 @@ print("ended")
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_team_that_loses_its_cpus_comes_to_an_end() -> None:
     if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two CPUs to lose one")
@@ -473,10 +474,14 @@ print("ended")
     "script",
     [
         "team = shared_team(3); team.run(counting)",
-        "team = Team(3); team.run(counting); team.self = team; sys.modules['x'] = team",
+        pytest.param(
+            "team = Team(3); team.run(counting); team.self = team; sys.modules['x'] = team", marks=pytest.mark.slow
+        ),
         "team = Team(3)\nrun = team.bind(slowly)\n"
         "threading.Thread(target=lambda: [run() for _ in range(10**6)], daemon=True).start()\ntime.sleep(0.1)",
-        "team = Team(3, sleeping='condition'); team.run(counting); raise SystemExit(0)",
+        pytest.param(
+            "team = Team(3, sleeping='condition'); team.run(counting); raise SystemExit(0)", marks=pytest.mark.slow
+        ),
     ],
     ids=["shared", "cycle", "running", "condition"],
 )
