@@ -1,5 +1,6 @@
 """Build Code from a Plan: compile the kernels, pack the weights, lay out the arguments, and write the step table."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,10 +30,10 @@ class Code:
 
     def __init__(
         self, plan: Plan, team: Team, arguments: np.ndarray, table: np.ndarray, relocations: Sequence[Relocation],
-        step_of_row: Sequence[int], keep: Sequence[object], weight_bytes: int,
+        step_of_row: Sequence[int], keep: Sequence[object], weight_bytes: int, functions: Mapping[str, int],
     ) -> None:  # fmt: skip
         self.team, self.table, self.weight_bytes = team, table, weight_bytes
-        self.step_of_row = tuple(step_of_row)
+        self.step_of_row, self.functions = tuple(step_of_row), dict(functions)
         self._arguments, self._relocations, self._keep = arguments, tuple(relocations), keep
         self._bound: dict[str, int] = {}
         self._launch = team.bind(table)
@@ -85,7 +86,8 @@ def build(plan: Plan, team: Team, packed: PackedArrays | None = None) -> Code:
         table[number] = function, arguments.ctypes.data + 8 * first, BARRIER, 0
     weight_bytes = sum(array.nbytes for array in kept.values())
     keep = (arena, scratch, kept, native)
-    return Code(plan, team, arguments, table, relocations, step_of_row, keep, weight_bytes)
+    used = Counter(call.function for _, _, call in _sequence(plan, calls))
+    return Code(plan, team, arguments, table, relocations, step_of_row, keep, weight_bytes, used)
 
 
 def _sequence(plan: Plan, calls: Sequence[tuple[int, Call]]) -> list[tuple[int, int, Call]]:

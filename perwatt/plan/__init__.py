@@ -3,9 +3,31 @@
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tensor, Tile, Word
 from perwatt.plan.make import Timings, candidates, make, shortlist, tile_key
 from perwatt.plan.placement import Place, Placement, place
-from perwatt.plan.plan import Candidate, Plan, PlannedStep
+from perwatt.plan.plan import Candidate, Plan, PlannedStep, without_constants
+from perwatt.plan.work import Work, work
 
 __all__ = [
-    "Algorithm", "Call", "Candidate", "Operand", "Packed", "Place", "Placement", "Plan", "PlannedStep", "Scratch",
-    "Step", "Tensor", "Tile", "Timings", "Word", "candidates", "make", "place", "shortlist", "tile_key",
+    "Algorithm",
+    "Call",
+    "Candidate",
+    "Operand",
+    "Packed",
+    "Place",
+    "Placement",
+    "Plan",
+    "PlannedStep",
+    "Scratch",
+    "Step",
+    "Tensor",
+    "Tile",
+    "Timings",
+    "Word",
+    "Work",
+    "candidates",
+    "make",
+    "place",
+    "shortlist",
+    "tile_key",
+    "without_constants",
+    "work",
 ]  # fmt: skip

@@ -146,6 +146,12 @@ def _own_output(draft: _Draft, graph: Graph, graph_name: str, name: str) -> str:
     """Return a plain tensor in a buffer of its own for a graph output that is an input or a view."""
     if name not in graph.inputs and name not in draft.views:
         return name
+    root, _ = _root(draft, name)
+    if root not in graph.inputs and root not in graph.outputs and draft.tensors[root].layout == "plain":
+        # Turn the view around: what is computed is written into the caller's array at once.
+        del draft.views[name]
+        draft.views[root] = (name, 0)
+        return name
     target = f"{graph_name}@output"
     draft.tensors[target] = dense(target, graph.values[graph_name].shape, "plain", draft.lanes)
     _add_step(draft, f"{graph_name} to output", "Identity", (name,), (target,), MappingProxyType({}), {})

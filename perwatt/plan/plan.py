@@ -1,7 +1,7 @@
 """Plan: every decision about running a network on one machine at one batch size, with the reasons."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perwatt.plan.algorithm import Step, Tile
 from perwatt.plan.placement import Placement
@@ -69,3 +69,13 @@ class Plan:
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+
+def without_constants(plan: Plan) -> Plan:
+    """Return the Plan without the values of weights: all that people and programs read of it, at no memory."""
+
+    def bare(step: Step) -> Step:
+        return replace(step, constants={})
+
+    placement = replace(plan.placement, steps=tuple(bare(step) for step in plan.placement.steps))
+    return replace(plan, placement=placement, steps=tuple(replace(p, step=bare(p.step)) for p in plan.steps))

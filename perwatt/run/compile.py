@@ -1,6 +1,8 @@
 """compile(): the one function that joins the rooms. Network -> Graph -> passes -> Plan -> Code -> Model."""
 
+import warnings
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +13,9 @@ from perwatt.cpu.build import build
 from perwatt.cpu.catalogue import KERNELS
 from perwatt.cpu.team import shared_team
 from perwatt.cpu.tuning import measure
-from perwatt.errors import InputError
+from perwatt.errors import InputError, PlanError
 from perwatt.graph import Graph, read
-from perwatt.machine import this_machine
+from perwatt.machine import Machine, this_machine
 from perwatt.passes import PASSES, apply
 from perwatt.plan import make, place
 from perwatt.run.model import Model
@@ -41,13 +43,15 @@ def compile(
     images: how many images pass through the convolutions at a time; None chooses.
     Raises NetworkError for files that cannot be read, UnsupportedOperator, PlanError, InputError.
     """
-    graph = _graph(source, batch)
+    graph = read_graph(source, batch)
     machine = this_machine()
     count = threads or settings.threads() or machine.cores
     if count < 1:
         raise InputError(f"threads: expected at least 1, got {count}")
     team = shared_team(count)
+    _check_weights(graph)
     rewritten = apply(graph, CPU_PASSES)
+    _check_memory(rewritten, machine)
     placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images))
     inputs = {name: rewritten.values[name] for name in rewritten.inputs}
     outputs = {name: rewritten.values[name] for name in rewritten.outputs}
@@ -64,7 +68,30 @@ def compile(
     return Model(plan, build(plan, team), inputs, outputs)
 
 
-def _graph(source: str | Path | bytes | Graph, batch: int | None) -> Graph:
+def _check_weights(graph: Graph) -> None:
+    """Warn about weights that are no numbers: every answer that depends on them will be none either."""
+    for name, array in graph.constants.items():
+        if array.dtype.kind == "f" and not np.isfinite(np.sum(array, dtype=np.float64)):
+            warnings.warn(f"the weights {name!r} hold NaN or infinity; outputs will too", stacklevel=3)
+
+
+def _check_memory(graph: Graph, machine: Machine) -> None:
+    """Refuse a network whose weights and activations cannot fit, before anything is allocated."""
+    limits = [n for n in (machine.memory_bytes, machine.memory_limit_bytes) if n is not None]
+    if not limits:
+        return
+    weights = sum(array.nbytes for array in graph.constants.values())
+    largest = max((prod(value.shape) * 4 for value in graph.values.values()), default=0)
+    needed = 2 * weights + 2 * largest
+    if needed > min(limits):
+        raise PlanError(
+            f"{graph.name} needs about {needed / 2**30:.1f} GiB, this process may use {min(limits) / 2**30:.1f} GiB; "
+            f"choose a smaller batch"
+        )
+
+
+def read_graph(source: str | Path | bytes | Graph, batch: int | None) -> Graph:
+    """Return the Graph of a file, or the Graph itself. Raises as `compile` does."""
     if isinstance(source, Graph):
         made_with = source.values[source.inputs[0]].shape[0]
         if batch is not None and made_with != batch:

@@ -8,7 +8,7 @@ import numpy as np
 from perwatt.cpu.build import Code
 from perwatt.errors import InputError
 from perwatt.graph import Value
-from perwatt.plan import Plan
+from perwatt.plan import Plan, without_constants, work
 
 
 class Model:
@@ -18,7 +18,9 @@ class Model:
     """
 
     def __init__(self, plan: Plan, code: Code, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
-        self.plan, self._code = plan, code
+        self.work = tuple(work(planned.step) for planned in plan.steps)
+        # The weights are packed by now; keeping the network's own copy would double the memory.
+        self.plan, self._code = without_constants(plan), code
         self.inputs, self.outputs = dict(inputs), dict(outputs)
         placement = plan.placement
         self._results = {
@@ -59,6 +61,10 @@ class Model:
             self._addresses.update({name: array.ctypes.data for name, array in ready.items()})
             self._code.bind(self._addresses)
             return self._code.time_steps(repeats)
+
+    def code_listing(self) -> str:
+        """Return the functions the plan calls, with how often each is called."""
+        return "\n".join(f"{count:4} x {name}" for name, count in self._code.functions.items())
 
     @property
     def working_bytes(self) -> int:
