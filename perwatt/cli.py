@@ -31,6 +31,7 @@ app = typer.Typer(
     help="Runs trained networks fast and on little energy, and proves it with numbers that hold up.",
     epilog=_EXIT_CODES,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -94,7 +95,11 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure networks with every engine that is here, side by side: table, Record, report."""
+    """Measure networks with every engine, side by side.
+
+    Prints a table and keeps a Record with every raw sample and a report. Engines that are missing or refuse are rows
+    that say so. Lists take commas: --batch 1,48.
+    """
     from perwatt.lab.bench import PROFILES, BenchRequest, run_bench
     from perwatt.lab.engine import PRECISIONS
     from perwatt.lab.engines import ENGINES
@@ -156,7 +161,7 @@ def _beside(path: Path) -> Path:
 
 @app.command()
 def networks(as_json: JsonOption = False) -> None:
-    """List the built-in networks: parameters, multiply-adds, input, weights."""
+    """List the built-in networks."""
     from rich.table import Table
 
     from perwatt.lab.notation import count_text
@@ -189,7 +194,10 @@ def networks(as_json: JsonOption = False) -> None:
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
-    """Tell what this machine is, which engines and meters it has, and what would add the missing ones."""
+    """Tell what this machine has, and what is missing.
+
+    The machine, engines, meters, packages, and the command that would add each missing one.
+    """
     from dataclasses import asdict
 
     from perwatt.lab.doctor import examine, show_findings
@@ -210,7 +218,10 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file. [default: beside the Record]")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a Record's table, and write it as one HTML file with its pictures as SVG and PNG."""
+    """Write a Record as one HTML page with pictures.
+
+    The page needs no network; its pictures lie beside it as SVG and PNG. The table is printed too.
+    """
     from perwatt.lab.check import require_valid
     from perwatt.lab.record_file import load
     from perwatt.lab.report import write
@@ -223,7 +234,10 @@ def report(
 
 @app.command()
 def check(record: RecordArgument) -> None:
-    """Compute every figure of a Record again from its raw samples, and say where it differs."""
+    """Compute a Record's figures again from raw samples.
+
+    Says VALID, or INVALID with each place that differs.
+    """
     from perwatt.lab.check import check as find_faults
     from perwatt.lab.record_file import load
 
@@ -243,7 +257,10 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="B", help="The Record that may be faster or slower.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two Records: B's speed over A's, row by row, and which settings differ."""
+    """Compare two Records, B's speed over A's.
+
+    Row by row, with every setting that differs. Across unlike machines no difference is called.
+    """
     from dataclasses import asdict
 
     from perwatt.lab.check import require_valid

@@ -125,7 +125,7 @@ def facts(name: str, parameters: int, multiply_adds: int, size: int) -> NetworkF
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_record() -> Callable[..., Record]:
     """Return a function that makes the Record; keyword arguments replace its fields."""
 

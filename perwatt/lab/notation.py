@@ -16,7 +16,8 @@ def estimate_text(estimate: Estimate | None) -> str:
         return number_text(estimate.value)
     if half <= 0:
         return f"{number_text(estimate.value)} ±0"
-    places = _places(half)
+    # An interval wider than the value must not round the value itself away.
+    places = max(_places(half), -math.floor(math.log10(abs(estimate.value)))) if estimate.value else _places(half)
     return f"{_rounded(estimate.value, places)} ±{_rounded(half, places)}"
 
 
@@ -34,7 +35,7 @@ def ratio_text(figures: Figures) -> str:
         return ABSENT
     if ratio.low is None or ratio.high is None or figures.verdict == "no difference seen":
         return "no difference seen"
-    places = 2 if ratio.value >= 0.1 else 3
+    places = next((places for limit, places in ((0.1, 3), (10, 2), (100, 1)) if ratio.value < limit), 0)
     return f"{ratio.value:.{places}f} ({ratio.low:.{places}f}–{ratio.high:.{places}f})"
 
 

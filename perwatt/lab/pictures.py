@@ -115,7 +115,7 @@ def bars(record: Record) -> Figure | None:
                 _bars_panel(panels[line][column], members, measure, colours)
                 panels[line][column].set_title(f"{network}, batch {batch}", loc="left", fontweight="bold", fontsize=10)
         _legend(figure, {name: colours[name] for name in colours if any(row.engine == name for row in rows)})
-        return figure
+        return _laid_out(figure)
 
 
 def _bars_panel(axes: Axes, rows: Sequence[Row], measure: Measure, colours: dict[str, str]) -> None:
@@ -186,7 +186,7 @@ def latency_against_throughput(record: Record) -> Figure | None:
             axes.set_ylabel("images/s")
         used = {name: colour for name, colour in colours.items() if any(row.engine == name for row in rows)}
         _legend(figure, used, extra=_marks(rows))
-        return figure
+        return _laid_out(figure)
 
 
 def _point(axes: Axes, row: Row, colour: str) -> None:
@@ -250,7 +250,7 @@ def then_and_now(record: Record) -> Figure | None:
         for axes, network, entries in zip(panels[:, 0], networks, lists, strict=True):
             _then_and_now_panel(axes, entries, colours)
             axes.set_title(f"{network}: images/s, then (hatched) and now", loc="left", fontweight="bold", fontsize=10)
-        return figure
+        return _laid_out(figure)
 
 
 def _then_and_now_panel(axes: Axes, entries: Sequence[_Entry], colours: dict[str, str]) -> None:
@@ -307,6 +307,13 @@ def _grid(lines: int, columns: int, line_inches: float) -> tuple[Figure, Any]:
     # Half an inch for the legend below the panels.
     figure = Figure(figsize=(PANEL_WIDTH_INCHES * columns, line_inches * lines + 0.5), layout="constrained")
     return figure, figure.subplots(lines, columns, squeeze=False)
+
+
+def _laid_out(figure: Figure) -> Figure:
+    """Return the figure with its layout solved and fixed: solving is half of the work, and each file would repeat it."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
 def _legend(figure: Figure, colours: dict[str, str], extra: Sequence[tuple[str, dict[str, Any]]] = ()) -> None:

@@ -197,7 +197,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _reading_help() -> Iterator[str]:
     yield (
-        '<p class="soft">± is half of the 95 % interval over interleaved blocks. "vs best other" is this engine\'s '
+        '<p class="soft">± is the wider half of the 95 % interval over blocks. "vs best other" is this engine\'s '
         "speed over that of the fastest other engine in the same network, batch and precision, paired block by block, "
         'with its 95 % interval; where that covers 1, no difference was seen. "error" is the worst relative error of '
         'any checked image, "top-1" the share of images with the reference\'s class; both are taken from outputs of '

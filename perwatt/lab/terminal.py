@@ -15,6 +15,7 @@ from perwatt.lab.notation import (
     error_text,
     estimate_text,
     milliseconds_text,
+    number_text,
     percent_text,
     ratio_text,
 )
@@ -146,7 +147,7 @@ def reasons(record: Record) -> Iterator[Text]:
         line = Text.assemble((f"{engine} ", "bold"), (status, _STYLES.get(status, "yellow")))
         everywhere = len(rows) > 1 and len(rows) == sum(row.engine == engine for row in shown(record))
         where = "" if everywhere else f" ({_where(rows)})"
-        yield line.append(f"{where}: {reason}")
+        yield line.append(f"{where}: {reason.removeprefix(f'{engine}: ')}")
 
 
 def warnings(record: Record) -> Iterator[Text]:
@@ -202,4 +203,4 @@ def certainty(record: Record) -> Iterator[str]:
             f"({worst.engine}, {worst.network}, batch {worst.batch})"
         )
     if record.harness_cost_s is not None:
-        yield f"lab's own cost  {1e6 * record.harness_cost_s:.0f} µs per run"
+        yield f"lab's own cost  {number_text(1e6 * record.harness_cost_s, 2)} µs per run"

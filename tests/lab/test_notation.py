@@ -35,6 +35,8 @@ def around(value: float, half: float | None) -> Estimate:
         (0.0123, 0.00051, "0.0123 ±0.0005"),
         (84.0137, None, "84.0"),
         (84.0, 0.0, "84.0 ±0"),
+        (2.22, 400.0, "2 ±400"),
+        (104.0, 9000.0, "100 ±9,000"),
     ],
 )
 def test_the_interval_decides_the_digits(value: float, half: float | None, text: str) -> None:
@@ -59,6 +61,8 @@ def test_ratios_say_no_difference_when_their_interval_covers_one() -> None:
 
     assert told(1.082, 1.051, 1.104, "faster") == "1.08 (1.05–1.10)"
     assert told(0.012, 0.0111, 0.0133, "slower") == "0.012 (0.011–0.013)"
+    assert told(225.1, 198.06, 392.57, "faster") == "225 (198–393)"
+    assert told(12.46, 4.27, 33.26, "faster") == "12.5 (4.3–33.3)"
     assert told(1.01, 0.99, 1.03, "no difference seen") == "no difference seen"
     assert told(1.5, None, None, None) == "no difference seen"
     assert ratio_text(NO_FIGURES) == "–"
