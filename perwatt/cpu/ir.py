@@ -368,6 +368,14 @@ class Kernel:
         one = self.emit(f"extractelement {self.vector} {value.text}, i64 0")
         self.do(f"store float {one}, ptr {(pointer + floats).text}, align 4")
 
+    def copy_float(self, source: Pointer, target: Pointer) -> None:
+        """Copy one float."""
+        self.do(f"store float {self.emit(f'load float, ptr {source.text}, align 4')}, ptr {target.text}, align 4")
+
+    def clear_float(self, target: Pointer) -> None:
+        """Write one float 0."""
+        self.do(f"store float 0.0, ptr {target.text}, align 4")
+
     def broadcast(self, pointer: Pointer, floats: Whole = 0) -> Vector:
         """Read one float and copy it to every lane."""
         one = self.emit(f"load float, ptr {(pointer + floats).text}, align 4")
@@ -434,6 +442,10 @@ class Kernel:
         return Vector(
             self, self.emit(f"select {bits}, {self.vector} {self.number(yes)}, {self.vector} {self.number(no)}")
         )
+
+    def equal(self, a: Vector, b: Number) -> Mask:
+        """Return, per lane, whether two numbers are equal."""
+        return Mask(self, self.emit(f"fcmp oeq {self.vector} {a.text}, {self.number(b)}"))
 
     def square_root(self, a: Vector) -> Vector:
         """Return the correctly rounded square root."""
