@@ -2,11 +2,14 @@
 
 from perwatt.cpu.kernels.convolution import DIRECT, FIRST_LAYER
 from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED
+from perwatt.cpu.kernels.normalization import LRN, SOFTMAX
 from perwatt.cpu.kernels.pooling import GLOBAL_POOLING, POOLING
 from perwatt.cpu.kernels.reorder import REORDER
+from perwatt.cpu.kernels.space_to_depth import SPACE_TO_DEPTH
 from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD
 from perwatt.plan.algorithm import Algorithm
 
 KERNELS: tuple[Algorithm, ...] = (
-    DIRECT, FIRST_LAYER, *WINOGRAD, FULLY_CONNECTED, POOLING, GLOBAL_POOLING, REORDER,
+    DIRECT, FIRST_LAYER, *SPACE_TO_DEPTH, *WINOGRAD, FULLY_CONNECTED, POOLING, GLOBAL_POOLING, REORDER,
+    LRN, SOFTMAX,
 )  # fmt: skip

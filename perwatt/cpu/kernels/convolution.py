@@ -263,7 +263,7 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
         source = Scratch()
         words: tuple[Word, ...] = (
             Operand(x.name), Scratch(), c.images, planes, image_stride, plane_stride, c.height, c.width * pixel,
-            c.pads[0], c.pads[2], c.pads[1] * pixel, c.pads[3] * pixel,
+            c.pads[0], c.pads[2], c.pads[1] * pixel, c.pads[3] * pixel, c.width * pixel,
         )  # fmt: skip
         calls = (Call(f"padding_{lanes}", lambda: str(padding(lanes)), words),)
         plane_stride = height * width * pixel

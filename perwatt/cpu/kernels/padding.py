@@ -20,6 +20,7 @@ class Slot(IntEnum):
     BELOW = 9
     LEFT = 10  # floats of zeros
     RIGHT = 11
+    ROW_STRIDE = 12  # of the input
 
 
 def padding(lanes: int) -> Module:
@@ -44,7 +45,7 @@ def padding(lanes: int) -> Module:
                 left_over = k.minimum_index(copied_from - zeros.index, lanes)
                 k.store_masked(zero, target + zeros.index, left_over)
             offset = image * k.argument(Slot.IMAGE_STRIDE) + plane * k.argument(Slot.PLANE_STRIDE)
-            source = k.pointer(Slot.INPUT) + (offset + (line - above) * row)
+            source = k.pointer(Slot.INPUT) + (offset + (line - above) * k.argument(Slot.ROW_STRIDE))
             whole = (copied_to - copied_from) // lanes * lanes
             with k.loop(0, whole, lanes) as vectors:
                 k.store(k.load(source, vectors.index), target + copied_from, vectors.index)

@@ -26,7 +26,8 @@ from perwatt.cpu.kernels.winograd_transform import transform_weights
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tile, Word
 
 
-def _accepts(outputs: int, taps: int, shared: bool, step: Step) -> str | None:
+def accepts(outputs: int, taps: int, shared: bool, step: Step) -> str | None:
+    """Return why F(outputs, taps) cannot do the step, or None."""
     if step.constant(1) is None:
         return "the weights are not constant"
     if len(step.outputs) > 1:
@@ -60,7 +61,8 @@ def _tile_count(c: Convolution, outputs: int) -> int:
     return c.images * down * across
 
 
-def _tiles(outputs: int, taps: int, shared: bool, step: Step) -> list[Tile]:
+def tiles(outputs: int, taps: int, shared: bool, step: Step) -> list[Tile]:
+    """Return register tiles and blocks of Winograd tiles worth trying, best guess first."""
     c = read_convolution(step)
     count, each = _tile_count(c, outputs), blocks(c.outputs // c.groups, step.lanes)
     planes = (outputs + taps - 1) ** 2
@@ -79,7 +81,7 @@ def _tiles(outputs: int, taps: int, shared: bool, step: Step) -> list[Tile]:
             continue
         per_tile = planes * (blocks(c.channels, step.lanes) + columns) * step.lanes * 4
         largest = min(int(budget / per_tile), -(-count // step.threads))
-        for share in (1.0, 0.5):
+        for share in (1.0, 0.5, 2.0):
             block = max(rows, int(largest * share) // rows * rows)
             tasks = -(-count // block)
             balance = -(-tasks // step.threads) * step.threads * block / count
@@ -94,7 +96,8 @@ def _tiles(outputs: int, taps: int, shared: bool, step: Step) -> list[Tile]:
     return unique[:6]
 
 
-def _seconds(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> float:
+def seconds(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> float:
+    """Return the estimated time: products, transforms, and the passage of the weights."""
     c, lanes = read_convolution(step), step.lanes
     size = outputs + taps - 1
     planes, count = size * size, _tile_count(c, outputs)
@@ -134,12 +137,14 @@ def _scratch_layout(outputs: int, taps: int, shared: bool, step: Step, tile: Til
     return (transformed if shared else 0), -(-part // 16) * 16
 
 
-def _scratch_bytes(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> int:
+def scratch_bytes(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> int:
+    """Return the bytes of transformed input and products, of all threads."""
     common, part = _scratch_layout(outputs, taps, shared, step, tile)
     return 4 * (common + part * step.threads)
 
 
-def _calls(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tuple[Call, ...]:
+def calls(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tuple[Call, ...]:
+    """Return the kernel calls: one when fused, two when the transformed input is shared."""
     c, lanes, x, y = read_convolution(step), step.lanes, operand(step, 0), step.outputs[0]
     shape = Shape(lanes, outputs, taps, tile["rows"], tile["columns"], c.activation, c.residual)
     down, across = _tiles_of(c, outputs)
@@ -187,11 +192,11 @@ def _algorithm(outputs: int, taps: int, shared: bool) -> Algorithm:
     return Algorithm(
         f"winograd F({outputs},{taps}) {'shared' if shared else 'fused'}",
         ("FusedConv",),
-        partial(_accepts, *kind),
-        partial(_tiles, *kind),
-        partial(_seconds, *kind),
-        partial(_calls, *kind),
-        partial(_scratch_bytes, *kind),
+        partial(accepts, *kind),
+        partial(tiles, *kind),
+        partial(seconds, *kind),
+        partial(calls, *kind),
+        partial(scratch_bytes, *kind),
     )
 
 
