@@ -18,7 +18,8 @@ class Job:
     """What an engine is asked to load: one network at one batch size in one precision.
 
     `model_path` is an ONNX file in which every dimension is static. Images are float32 arrays of `input_shape`
-    (batch first); the engine returns the tensor `output_name` as float32.
+    (batch first); the engine returns the tensor `output_name` as float32. An engine that could get faster by long work
+    while loading (compiling, tuning) leaves it out when it would not fit into `patience_s`, and says so in its options.
     """
 
     model_path: str
@@ -28,6 +29,7 @@ class Job:
     precision: Precision
     threads: int
     device: Device = "cpu"
+    patience_s: float = 600.0
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from perwatt.errors import EngineError, EngineMissing, EngineRefused
 from perwatt.lab.engine import Engine, Job
 from perwatt.lab.engines import entry
 from perwatt.lab.frames import read_frame, write_frame
+from perwatt.settings import cache_folder
 
 _ALIGNMENT_BYTES = 64
 _PR_SET_PDEATHSIG = 1
@@ -40,6 +41,7 @@ def environment(threads: int, module_path: Path | None) -> dict[str, str]:
         "OMP_DYNAMIC": "FALSE",
         # Compiling in the worker itself keeps helper processes out of the measurement.
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache_folder() / "torchinductor"),
     }
     if module_path is not None:
         changed["PYTHONPATH"] = os.pathsep.join(filter(None, (str(module_path), os.environ.get("PYTHONPATH", ""))))

@@ -9,7 +9,7 @@ CLASSES = 7
 
 
 def small_network(batch: int) -> onnx.ModelProto:
-    """Return a network with a strided and a grouped convolution, LRN, ceil-mode pooling, concatenation, Gemm, softmax."""
+    """Return a network with strided and grouped convolutions, LRN, ceil-mode pooling, concatenation, Gemm, softmax."""
     generator = np.random.default_rng(20)
     weights: list[onnx.TensorProto] = []
 
@@ -46,7 +46,7 @@ def small_network(batch: int) -> onnx.ModelProto:
         node("Gemm", ["f", constant("w4", 32, 432), constant("b4", 32, scale=0.1)], ["g4"], transB=1),
         node("Relu", ["g4"], ["r4"]),
         node("Dropout", ["r4"], ["d4"]),
-        node("Gemm", ["d4", constant("w5", 32, CLASSES), constant("b5", CLASSES, scale=0.1)], ["g5"]),
+        node("Gemm", ["d4", constant("w5", 32, CLASSES, scale=0.02), constant("b5", CLASSES, scale=0.1)], ["g5"]),
         node("Softmax", ["g5"], ["label"], axis=1),
     ]  # fmt: skip
     for name, value in (("low", 0.0), ("high", 6.0)):

@@ -31,6 +31,11 @@ ENGINES: tuple[EngineEntry, ...] = (
     EngineEntry(
         *("openvino", f"{_HERE}.openvino_cpu:OpenVinoEngine", ("openvino",), _BENCH, "cpu"), ("fp32", "bf16", "fp16")
     ),
+    EngineEntry("ncnn", f"{_HERE}.ncnn_cpu:NcnnEngine", ("ncnn",), _BENCH, "cpu", ("fp32", "bf16", "fp16")),
+    EngineEntry("torch", f"{_HERE}.torch_cpu:TorchEngine", ("torch",), _TRAIN, "cpu", ("fp32", "bf16")),
+    EngineEntry(
+        *("torch-cuda", f"{_HERE}.torch_cuda:TorchCudaEngine", ("torch",), _TRAIN, "cuda"), ("fp32", "fp16", "bf16")
+    ),
     EngineEntry("null", f"{_HERE}.null:NullEngine", (), "", "cpu", ("fp32",)),
 )
 # Not a rival: what every row's outputs are compared with.

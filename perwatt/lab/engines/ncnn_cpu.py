@@ -19,7 +19,7 @@ Way = Callable[[np.ndarray], np.ndarray]
 _STORAGE: dict[Precision, dict[str, bool]] = {
     "fp32": {},
     "fp16": {"use_fp16_packed": True, "use_fp16_storage": True, "use_fp16_arithmetic": True},
-    "bf16": {"use_bf16_packed": True, "use_bf16_storage": True},
+    "bf16": {"use_bf16_storage": True},
 }
 _PINNED = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed", "use_bf16_storage")
 _TRIAL_RUNS = 3
