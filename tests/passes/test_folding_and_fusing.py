@@ -104,7 +104,7 @@ def test_a_normalisation_on_its_own_becomes_a_depthwise_convolution(rewritten):
     def write(net):
         joined = net.add("Concat", image(net), image(net), axis=1)
         scaled = net.add("Add", net.add("Mul", net.norm(joined), each(net, 8, 1, 1)), each(net, 8, 1, 1))
-        chain = net.add("Add", net.add("Mul", image(net), each(net)), each(net))
+        chain = net.add("Mul", net.add("Sub", each(net), image(net)), each(net))
         lone = net.add("Mul", image(net), each(net))
         return net.add("Relu", scaled), chain, lone, net.norm(net.input(2, 3))
 

@@ -182,7 +182,15 @@ def test_nested_concats_are_flattened_unless_read_elsewhere(rewritten):
         other_axis = net.add("Concat", net.add("Concat", x, y, axis=2), net.add("Concat", y, z, axis=2), axis=1)
         return nested, net.add("Concat", shared, x, axis=1), net.add("Exp", shared), other_axis
 
-    assert rewritten(write, simplify_concats).count("Concat") == 6
+    graphs = []
+
+    def keep(graph):
+        graphs.append(simplify_concats(graph))
+        return graphs[-1]
+
+    assert rewritten(write, keep).count("Concat") == 6
+    widths = [len(node.inputs) for node in graphs[-1].nodes if node.operator == "Concat"]
+    assert sorted(widths) == [2, 2, 2, 2, 2, 3]
 
 
 def test_a_split_that_is_joined_again_vanishes(rewritten):
@@ -223,6 +231,22 @@ def test_two_equal_outputs_of_the_caller_are_not_merged(rewritten):
         return net.add("Exp", x), net.add("Exp", x)
 
     assert rewritten(write, merge_duplicates) == ["Exp", "Exp"]
+
+
+def test_nodes_that_differ_in_an_attribute_are_not_merged(rewritten):
+    def write(net):
+        x = net.input(2, 2)
+        return net.add("Add", net.add("LeakyRelu", x, alpha=0.25), net.add("LeakyRelu", x, alpha=0.5))
+
+    assert rewritten(write, merge_duplicates) == ["LeakyRelu", "LeakyRelu", "Add"]
+
+
+def test_constants_of_the_same_bytes_and_another_shape_are_not_shared():
+    builder = Builder("b")
+    x = builder.input("x", (2, 2))
+    row, column = builder.constant("r", np.ones((1, 2), np.float32)), builder.constant("c", np.ones((2, 1), np.float32))
+    graph = builder.finish([builder.add("Mul", [builder.add("Mul", [x, row]), column])])
+    assert share_constants(graph) is graph
 
 
 def test_zero_and_minus_zero_are_different_constants():
