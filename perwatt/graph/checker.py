@@ -58,7 +58,7 @@ def _check_node(graph: Graph, node: Node) -> None:
     known = inputs_of(node, graph.values)
     try:
         again = row.complete(dict(node.attributes), known)
-        made = row.infer(node, known)
+        made = row.infer(node, known) if again == dict(node.attributes) else ()
     except InvalidGraph as error:
         if repr(node.name) in str(error):
             raise

@@ -37,6 +37,9 @@ def load(source: str | Path | bytes) -> onnx.ModelProto:
         )
     if not model.graph.node and not model.graph.output:
         raise NetworkError(f"{what}: expected a network, got a graph without outputs; export it again")
+    names = [*_names(model.graph), *(entry.domain for entry in model.opset_import)]
+    if any(isinstance(name, bytes) or "\n" in name for name in names):  # protobuf hands out what is no UTF-8 as bytes
+        raise NetworkError(f"{what}: expected names that are text, got a damaged one; export or download it again")
     _check_opset(model, what)
     _pull_in(model, what, folder)
     if model.functions:
@@ -84,6 +87,14 @@ def _check_opset(model: onnx.ModelProto, what: str) -> None:
             f"{what}: expected opset {OLDEST_OPSET} to {newest}, got {named[0]}; install a newer onnx, or export "
             f"with opset {newest}"
         )
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:
+    for entries in (graph.input, graph.output, graph.initializer):
+        yield from (entry.name for entry in entries)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (entry.name for entry in node.attribute)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

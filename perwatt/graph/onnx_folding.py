@@ -16,11 +16,13 @@ RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLik
 def array_of(tensor: onnx.TensorProto) -> np.ndarray:
     """Return a tensor's numbers; raises NetworkError when there are more or fewer of them than its shape says."""
     try:
+        if min(tensor.dims, default=0) < 0:
+            raise ValueError("a negative size")
         return np.asarray(numpy_helper.to_array(tensor))
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise NetworkError(
             f"weights {tensor.name!r}: expected the numbers of shape {tuple(tensor.dims)}, got others "
-            f"({str(error).splitlines()[0]}); export or download the network again"
+            f"({' '.join(str(error).split())}); export or download the network again"
         ) from error
 
 
@@ -31,8 +33,8 @@ def folded(node: onnx.NodeProto, arrays: Sequence[np.ndarray | None], opset: int
     if node.op_type == "ConstantOfShape":  # a view of one number, however large the shape
         value = next((array_of(attribute.t) for attribute in node.attribute if attribute.name == "value"), None)
         fill = np.zeros(1, np.float32) if value is None else value
-        assert arrays[0] is not None
-        return (np.broadcast_to(fill.reshape(()), tuple(int(size) for size in arrays[0])),)
+        shape = tuple(int(size) for size in arrays[0].reshape(-1)) if arrays and arrays[0] is not None else (-1,)
+        return None if min(shape, default=0) < 0 else (np.broadcast_to(fill.reshape(-1)[:1].reshape(()), shape),)
     names = [f"i{position}" if array is not None else "" for position, array in enumerate(arrays)]
     copy = onnx.NodeProto()
     copy.CopyFrom(node)

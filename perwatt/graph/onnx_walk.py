@@ -79,7 +79,7 @@ class _Going:
             self.keep(tensor.name, array_of(tensor))
         for entry in data_inputs(model):
             shape = tuple(int(dim.dim_value) for dim in entry.type.tensor_type.shape.dim)
-            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type))
+            dtype = element_type_of(entry.type.tensor_type.elem_type, f"input {entry.name!r}")
             self.values[entry.name] = Value(entry.name, shape, dtype)
         self.taken |= set(self.values)
         self.read = {name for node in model.graph.node for name in node.input}
@@ -106,7 +106,7 @@ class _Going:
             sight = Sight(node, self.opset, attributes, self.values, self.constants)
             try:
                 steps = canonical(sight)
-            except (IndexError, KeyError, TypeError, ValueError) as error:
+            except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
                 got = f"{list(node.input)} with {dict(attributes)}"
                 raise NetworkError(f"{where}: expected what ONNX asks for, got {got}; export it again") from error
         if steps is None:
@@ -201,7 +201,7 @@ class _Going:
                     f"{where}: expected an output whose shape follows from the inputs' shapes, got {name!r}, which "
                     "only a run can tell; cut the network before it"
                 )
-            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type))
+            dtype = element_type_of(kind.tensor_type.elem_type, where)
             self.values[name] = Value(name, shape, dtype)
         kept = {**attributes, FOREIGN_DOMAIN: domain, FOREIGN_OPSET: version}
         title = self._title(node.name or node.output[0])
@@ -235,6 +235,14 @@ class _Going:
                 "node in the network"
             ) from error
         return {entry.name: entry.type for entry in seen.graph.output}
+
+
+def element_type_of(code: int, where: str) -> np.dtype:
+    """Return the NumPy element type of ONNX's number for it; raises NetworkError when there is none."""
+    try:
+        return np.dtype(helper.tensor_dtype_to_np_dtype(code))
+    except (KeyError, ValueError) as error:
+        raise NetworkError(f"{where}: expected a known element type, got number {code}; export it again") from error
 
 
 def _typed(value: Value) -> onnx.ValueInfoProto:

@@ -11,8 +11,8 @@ from onnx_oracles import EPSILON, run_onnxruntime, structure
 from perwatt.graph import cost, read, total_cost, unsupported, with_batch, write
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-QUICK = ("squeezenet", "inception_v1", "shufflenet", "densenet121")
-SLOW = ("bvlc_alexnet", "inception_v2", "resnet50", "vgg19", "zfnet512")
+QUICK = ("squeezenet", "inception_v1", "shufflenet")
+SLOW = ("bvlc_alexnet", "densenet121", "inception_v2", "resnet50", "vgg19", "zfnet512")
 NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 # Multiply-adds of one image in 1e9, as torchvision's table of models gives them for the same layers.
 GIGA = {"vgg19": 19.63, "squeezenet": 0.35, "resnet50": 4.09}
