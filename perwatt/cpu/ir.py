@@ -423,6 +423,13 @@ class Kernel:
         """Return a·b + c with one rounding."""
         return self._call("llvm.fma", a, b, c)
 
+    def multiply_add(self, a: Vector, b: Vector, c: Vector) -> Vector:
+        """Return a·b + c with one rounding where that is one instruction, else with two.
+
+        For long sums: where a machine has no such instruction, `fma` is a call of the mathematical library per lane.
+        """
+        return self._call("llvm.fmuladd", a, b, c)
+
     def maximum(self, a: Vector, b: Number) -> Vector:
         """Return the larger of two, per lane; no number (NaN) stays no number, as in IEEE 754's maximum."""
         larger = self.select(Mask(self, self.emit(f"fcmp ogt {self.vector} {a.text}, {self.number(b)}")), a, b)

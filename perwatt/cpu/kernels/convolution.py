@@ -64,6 +64,7 @@ class Slot(IntEnum):
 
 
 SLOTS = len(Slot)
+MOST_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -268,14 +269,17 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
         calls = (Call(f"padding_{lanes}", lambda: str(padding(lanes)), words),)
         plane_stride = height * width * pixel
         image_stride = planes * plane_stride
-    steps = lanes if blocked else c.kernel[1]
+    # Neighbouring taps of a plain row lie side by side unless dilated; a long row of them would be unrolled code.
+    together = c.kernel[1] if c.dilations[1] == 1 and c.kernel[1] <= MOST_STEPS else 1
+    steps = lanes if blocked else together
+    taps_across = c.kernel[1] if blocked else c.kernel[1] // together
     shape = Shape(lanes, tile["rows"], tile["columns"], c.strides[1] * pixel, steps, c.activation, c.residual)
-    entries = planes // c.groups * c.kernel[0] * (c.kernel[1] if blocked else 1)
+    entries = planes // c.groups * c.kernel[0] * taps_across
 
     def table() -> np.ndarray:
         plane = np.arange(planes // c.groups)[:, None, None] * plane_stride
         down = np.arange(c.kernel[0])[None, :, None] * (c.dilations[0] * width * pixel)
-        across = np.arange(c.kernel[1] if blocked else 1)[None, None, :] * (c.dilations[1] * pixel)
+        across = np.arange(taps_across)[None, None, :] * (c.dilations[1] * pixel)
         return np.ascontiguousarray((plane + down + across).reshape(-1), np.int64)
 
     starts = first_blocks(c.outputs, c.groups, lanes, tile["columns"])

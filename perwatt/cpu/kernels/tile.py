@@ -41,6 +41,6 @@ def multiply(
             for row in range(rows):
                 pixel = k.broadcast(here, row * row_stride + step)
                 for column in range(columns):
-                    sums[row * columns + column] = k.fma(pixel, weights[column], sums[row * columns + column])
+                    sums[row * columns + column] = k.multiply_add(pixel, weights[column], sums[row * columns + column])
         loop.carry(sums)
     return loop.results

@@ -159,13 +159,15 @@ def calls(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tupl
         Packed(f"F({outputs},{taps}) {tile['columns']}", lambda: _pack(outputs, step, c, starts, tile)),
         Packed("bias", lambda: padded_bias(step, c.outputs, lanes)), Operand(y.name),
         Operand(residual.name) if residual else 0, Scratch(4 * common), part, Scratch(),
-        Packed(f"table {block_floats}", lambda: np.arange(group_blocks, dtype=np.int64) * block_floats),
+        Packed(f"winograd table {block_floats}", lambda: np.arange(group_blocks, dtype=np.int64) * block_floats),
         blocks(c.channels, lanes), c.height, c.width, down, across, _tile_count(c, outputs), tile["block"],
         x.image_stride, x.block_stride, c.pads[0], c.pads[1], c.out_height, c.out_width, y.image_stride,
         Packed("output blocks", lambda: output_offsets(step)), residual.image_stride if residual else 0,
         Packed("residual blocks", lambda: residual_offsets(step)), len(starts),
         Packed(f"first blocks {tile['columns']}", lambda: starts), group_blocks,
-        Packed(f"group inputs {tile['columns']} {block_floats}", lambda: group_of * (group_blocks * block_floats)),
+        Packed(
+            f"winograd group inputs {tile['columns']} {block_floats}", lambda: group_of * (group_blocks * block_floats)
+        ),
     )  # fmt: skip
     if not shared:
         return (Call(f"{shape.stem}_fused", lambda: str(winograd_fused(shape)), words),)

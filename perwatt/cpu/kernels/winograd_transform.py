@@ -132,5 +132,5 @@ def _sum_of_products(k: Kernel, terms: Sequence[tuple[float, Vector]]) -> Vector
         elif coefficient == -1.0:
             total = total - value
         else:
-            total = k.fma(value, k.constant(coefficient), total)
+            total = k.multiply_add(value, k.constant(coefficient), total)
     return total
