@@ -4,7 +4,7 @@ import json
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 import typer
 
@@ -47,7 +47,8 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
-    usage_error = typer.BadParameter.__mro__[2]  # Typer's base of every message about the command line itself
+    # The base of Typer's messages about the command line itself has no name that all its versions share.
+    usage_error = cast("type[Exception]", typer.BadParameter.__mro__[2])
     try:
         code = app(arguments, prog_name="perwatt", standalone_mode=False)
     except PerwattError as error:
@@ -101,13 +102,14 @@ def bench(
     that say so. Lists take commas: --batch 1,48.
     """
     from perwatt.lab.bench import PROFILES, BenchRequest, run_bench
-    from perwatt.lab.engine import PRECISIONS
+    from perwatt.lab.engine import PRECISIONS, Device
     from perwatt.lab.engines import ENGINES
     from perwatt.lab.progress import Display
     from perwatt.lab.record_file import save
     from perwatt.lab.terminal import console, shown
 
-    chosen_device = _one_of("device", device, ("cpu", "cuda"))
+    devices: tuple[Device, ...] = get_args(Device)
+    chosen_device = _one_of("device", device, devices)
     usual = "fp32,bf16" if chosen_device == "cpu" else "fp32,fp16"
     request = BenchRequest(
         networks=tuple(_network(name) for name in networks),
@@ -312,7 +314,7 @@ def _each_of(what: str, given: str, known: tuple[Choice, ...]) -> tuple[Choice, 
 
 
 def _hint(given: str, known: tuple[str, ...]) -> str:
-    near = get_close_matches(given.strip().lower(), known, n=1)
+    near = get_close_matches(given.strip().lower(), known, n=1, cutoff=0.7)
     return f"did you mean {near[0]}?" if near else "choose among them"
 
 

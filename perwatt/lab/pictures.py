@@ -310,7 +310,7 @@ def _grid(lines: int, columns: int, line_inches: float) -> tuple[Figure, Any]:
 
 
 def _laid_out(figure: Figure) -> Figure:
-    """Return the figure with its layout solved and fixed: solving is half of the work, and each file would repeat it."""
+    """Return the figure with its layout solved and fixed: solving is half of the work, each file would repeat it."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure

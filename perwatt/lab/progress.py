@@ -25,6 +25,7 @@ class Display:
             transient=True,
             disable=not console.is_terminal,
         )
+        self.held: list[str] = []
         self.task = self.bar.add_task("start", total=1.0, left="")
 
     def __enter__(self) -> Self:
@@ -42,4 +43,8 @@ class Display:
             left = f"at most {duration_text(progress.left_s)} left,"
             self.bar.update(self.task, completed=progress.done, description=progress.text, left=left)
         elif ": round" not in progress.text:  # rounds are too many for a log
-            self.console.print(f"{100 * progress.done:3.0f}%  {progress.text}", markup=False)
+            self.held.append(f"{100 * progress.done:3.0f}%  {progress.text}")
+            # Until an engine is loaded the request may still turn out to be a mistake, which is to be one line.
+            if ": load " in progress.text:
+                self.console.print("\n".join(self.held), markup=False, soft_wrap=True)
+                self.held.clear()
