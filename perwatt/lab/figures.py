@@ -192,7 +192,7 @@ def _of_row(row: Row, speed: Estimate | None, references: Mapping[int, Reference
             Percentile(percentile=each, latency_s=bound) for each, bound in bounds.items() if bound is not None
         ),
         relative_error=truth.worst_error(row.samples) if judged else None,
-        tolerance=truth.TOLERANCES[row.precision] if judged else None,
+        tolerance=truth.tolerance(row.precision, references) if judged else None,
         top1_agreement=truth.top1_agreement(row.samples, references) if judged else None,
         best_other=None,
         ratio_to_best=None,

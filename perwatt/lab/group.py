@@ -16,6 +16,9 @@ MOST_RUNS = 2000  # in one block; their durations are all kept
 NULL_RUNS = 1000
 WARM_SHARE = 0.25  # a run shorter than this share of a block is made once untimed before it: that fills the caches
 SLOW_LANE = 4.0  # a lane whose block takes this many times the median's takes part in every fourth pair of rounds only
+PATIENCE = 0.25  # of the time that loading may take at the longest, an engine may plan to use
+LOADING_SHARE = 0.6  # of a group's time; what has not been loaded by then is skipped, or nothing would be measured
+LONG_RUN_S = 1.0  # an engine whose first run took longer needs no second one apart to be warm
 RESERVE_BYTES = 1 << 30
 GROWTH = 1.3  # what another engine may need, in terms of the most that one of this group has needed
 
@@ -30,7 +33,7 @@ def measure(group: Group, case: Case, session: Session, deadline: float) -> None
         _make_references(group, case, session)
         waiting, anchor, parts = list(group.lanes), None, 0
         while waiting:
-            alive = _start(group, waiting, anchor, session)
+            alive = _start(group, waiting, anchor, session, deadline)
             parts += 1
             if not any(lane.worker is not None for lane in alive if lane is not anchor):
                 continue
@@ -52,7 +55,9 @@ def measure(group: Group, case: Case, session: Session, deadline: float) -> None
 def _make_references(group: Group, case: Case, session: Session) -> None:
     """Run the FP32 reference on every input; without it nothing can be judged, so its errors go up to the caller."""
     session.report(f"{group.name}: reference outputs")
-    worker = session.make_worker("reference", case.job("fp32", session.threads, "cpu"), case.inputs_path)
+    worker = session.make_worker(
+        "reference", case.job("fp32", session.threads, "cpu", patience_s=0.0), case.inputs_path
+    )
     try:
         started = worker.start(max(60.0, session.left_s()))
         every = tuple(range(case.inputs))
@@ -70,11 +75,12 @@ def _make_references(group: Group, case: Case, session: Session) -> None:
         group.outputs[result.inputs[run]] = flat
 
 
-def _start(group: Group, waiting: list[Lane], anchor: Lane | None, session: Session) -> list[Lane]:
+def _start(group: Group, waiting: list[Lane], anchor: Lane | None, session: Session, deadline: float) -> list[Lane]:
     """Start lanes from the front of `waiting` while memory lasts; return those that take turns, the anchor first."""
     alive = [] if anchor is None or anchor.worker is None else [anchor]
     peak_bytes = max((_peak(lane) for lane in group.lanes), default=0)
     fresh = 0
+    enough = session.clock() + LOADING_SHARE * (deadline - session.clock())
     while waiting:
         if fresh and conditions.available_memory_bytes() < RESERVE_BYTES + GROWTH * peak_bytes:
             break
@@ -83,6 +89,9 @@ def _start(group: Group, waiting: list[Lane], anchor: Lane | None, session: Sess
             continue
         if session.left_s() <= 0:
             lane.status, lane.reason = "skipped", over(session)
+            continue
+        if fresh > 1 and session.clock() > enough:
+            lane.status, lane.reason = "skipped", "loading the other engines took too much of the time"
             continue
         session.report(f"{group.name}: load {lane.engine} {lane.precision}")
         if _start_one(group, lane, session):
@@ -100,20 +109,22 @@ def _start(group: Group, waiting: list[Lane], anchor: Lane | None, session: Sess
 
 def _start_one(group: Group, lane: Lane, session: Session) -> bool:
     assert group.case is not None
-    job = group.case.job(lane.precision, session.threads, lane.device)
+    patience_s = PATIENCE * session.profile.load_limit_s
+    job = group.case.job(lane.precision, session.threads, lane.device, patience_s)
     limit_s = max(1.0, min(session.profile.load_limit_s, session.left_s()))
     try:
         lane.worker = session.make_worker(lane.engine, job, group.case.inputs_path)
         lane.started = lane.worker.start(limit_s)
         # The first pass stands apart: it is no block. Its run tells how many runs a block will have.
-        seconds = min(session.profile.block_s, 0.1)
-        result = lane.worker.block(BlockRequest(seconds, 1, 100, 0, (), 0))
+        lane.run_s = lane.started.first_run_s
+        if lane.run_s < LONG_RUN_S:
+            result = lane.worker.block(BlockRequest(min(session.profile.block_s, 0.1), 1, 100, 0, (), 0))
+            lane.run_s = float(np.median(result.durations_ns)) * 1e-9
     except EngineError as error:
         lane.fail(error)
         if lane.status == "timeout" and limit_s < session.profile.load_limit_s:
             lane.status, lane.reason = "skipped", f"{over(session)} while it loaded"
         return False
-    lane.run_s = float(np.median(result.durations_ns)) * 1e-9
     return True
 
 

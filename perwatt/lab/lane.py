@@ -226,6 +226,7 @@ def _reference(group: Group, which: int, images: tuple[int, ...], outputs: Mappi
         network=group.subject.facts.name,
         batch=group.batch,
         input=which,
+        spread=truth.logit_spread(whole),
         classes=tuple(int(each) for each in whole.argmax(axis=1)),
         hash=truth.output_hash(whole),
         images=images,

@@ -165,12 +165,13 @@ class Reference(_Part):
     """The FP32 reference (ONNX Runtime with optimisations off) for one input batch of one network.
 
     `classes` per image; `hash` of the whole output's bytes; `images` are the positions whose whole reference output is
-    kept in `output`, shape (len(images), values).
+    kept in `output`, shape (len(images), values). `spread`: of the logits behind a softmax, None for other outputs.
     """
 
     network: str
     batch: int
     input: int
+    spread: float | None
     classes: tuple[int, ...]
     hash: str
     images: tuple[int, ...]

@@ -44,7 +44,7 @@ class Case:
     output_name: str
     inputs: int
 
-    def job(self, precision: Precision, threads: int, device: Device) -> Job:
+    def job(self, precision: Precision, threads: int, device: Device, patience_s: float) -> Job:
         """Return what an engine is asked to load."""
         return Job(
             model_path=str(self.model_path),
@@ -54,6 +54,7 @@ class Case:
             precision=precision,
             threads=threads,
             device=device,
+            patience_s=patience_s,
         )
 
 
