@@ -7,6 +7,7 @@ can be made, printed and compared without any machine code.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod, sqrt
 from typing import Literal
 
 import numpy as np
@@ -104,6 +105,15 @@ def _no_scratch(step: Step, tile: Tile) -> int:
     return 0
 
 
+def direct_error(step: Step) -> float:
+    """Return the expected error of a dense step done directly in FP32: RMS of the error over RMS of the result.
+
+    Grows with the root of the reduction length; 2.6e-7 was measured for 1728 terms. Steps without products: 0.
+    """
+    weights = step.inputs[1] if step.operator in ("FusedConv", "FusedGemm") and len(step.inputs) > 1 else None
+    return 0.0 if weights is None else 6.3e-9 * sqrt(prod(weights.shape[1:]))
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One way to do a step.
@@ -113,6 +123,7 @@ class Algorithm:
     seconds        estimated time of the step on the whole team
     calls          the kernel calls, in order, a barrier after each
     scratch_bytes  working memory needed while the step runs, on all threads together
+    error          expected error of the result: RMS of the error over RMS of the result
     """
 
     name: str
@@ -122,3 +133,4 @@ class Algorithm:
     seconds: Callable[[Step, Tile], float]
     calls: Callable[[Step, Tile], tuple[Call, ...]]
     scratch_bytes: Callable[[Step, Tile], int] = _no_scratch
+    error: Callable[[Step], float] = direct_error

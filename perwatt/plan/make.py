@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from perwatt.errors import PlanError, UnsupportedOperator
-from perwatt.plan.algorithm import Algorithm, Step, Tile
+from perwatt.plan.algorithm import Algorithm, Step, Tile, direct_error
 from perwatt.plan.buffers import Lifetime, arrange
 from perwatt.plan.placement import Placement
 from perwatt.plan.plan import Candidate, Plan, PlannedStep
@@ -13,6 +13,8 @@ Catalogue = Sequence[Algorithm]
 # Measured seconds of (position of the step, algorithm, tile as sorted pairs).
 Timings = Mapping[tuple[int, str, tuple[tuple[str, int], ...]], float]
 MOST_CANDIDATES = 12
+# How much larger the whole network's expected rounding error may be than that of direct FP32 arithmetic.
+ERROR_BUDGET = 3.0
 
 
 def tile_key(tile: Tile) -> tuple[tuple[str, int], ...]:
@@ -51,7 +53,7 @@ def candidates(
                 if entry not in refused:
                     refused.append(entry)
                 continue
-            found.append(Candidate(algorithm.name, tile, scratch, algorithm.seconds(step, tile)))
+            found.append(Candidate(algorithm.name, tile, scratch, algorithm.seconds(step, tile), algorithm.error(step)))
     if not found and smallest is not None:
         raise PlanError(
             f"{step.operator} (node {step.name!r}) needs at least {smallest:,} bytes of workspace, the limit is "
@@ -80,18 +82,24 @@ def shortlist(found: Sequence[Candidate], most: int = MOST_CANDIDATES) -> list[C
 
 def make(
     name: str, placement: Placement, catalogue: Catalogue, *, workspace_bytes: int | None = None,
-    timings: Timings | None = None, choose: Callable[[int, list[Candidate]], Candidate] | None = None,
+    timings: Timings | None = None, error_budget: float = ERROR_BUDGET, choose: Callable[[int, list[Candidate]], Candidate] | None = None,
 ) -> Plan:  # fmt: skip
     """Return the Plan: for each step the fastest candidate, by timing where it was timed, else by estimate.
+
+    Steps give up speed, those first that lose least by it, until the network's expected error is within
+    `error_budget` times that of direct arithmetic.
 
     `choose`, when given, picks from a step's candidates instead (tuning walks through them with it).
     Raises UnsupportedOperator and PlanError as `candidates` does.
     """
     planned = []
+    pools: list[list[Candidate]] = []
+    refusals: list[list[tuple[str, str]]] = []
     for position, step in enumerate(placement.steps):
         found, refused = candidates(step, catalogue, workspace_bytes)
+        refusals.append(refused)
         if choose is not None:
-            planned.append(PlannedStep(step, choose(position, found), "chosen by the caller", ()))
+            pools.append([choose(position, found)])
             continue
         timed = [
             replace(
@@ -100,32 +108,65 @@ def make(
             for candidate in found
         ]
         measured = sorted((c for c in timed if c.measured_s is not None), key=lambda c: c.seconds)
-        pool = measured or timed
-        planned.append(PlannedStep(step, pool[0], _why(pool), (*_slower(pool), *refused)))
+        pools.append(measured or timed)
+    chosen = within_budget(placement.steps, pools, error_budget)
+    for step, pool, refused, choice in zip(placement.steps, pools, refusals, chosen, strict=True):
+        planned.append(PlannedStep(step, choice, _why(pool, choice), (*_others(pool, choice), *refused)))
     offsets, total = arrange(_lifetimes(placement))
     scratch = max((p.choice.scratch_bytes for p in planned), default=0)
     threads = placement.steps[0].threads if placement.steps else 1
     return Plan(name, placement, tuple(planned), offsets, total, scratch, threads)
 
 
-def _why(pool: Sequence[Candidate]) -> str:
-    best = pool[0]
-    how = "estimated" if best.measured_s is None else "measured"
+def within_budget(steps: Sequence[Step], pools: Sequence[Sequence[Candidate]], error_budget: float) -> list[Candidate]:
+    """Return one candidate per step: the fastest, then slower and more exact ones until the budget is kept.
+
+    Errors of steps add as squares. Where even the most exact candidates exceed the budget, they are what is returned.
+    """
+    chosen = [pool[0] for pool in pools]
+    allowed = error_budget**2 * sum(direct_error(step) ** 2 for step in steps)
+    total = sum(candidate.error**2 for candidate in chosen)
+    while total > allowed:
+        swaps = []
+        for position, (pool, now) in enumerate(zip(pools, chosen, strict=True)):
+            better = next((c for c in pool if c.error < now.error), None)
+            if better is not None:
+                loss = max(better.seconds - now.seconds, 1e-9)
+                swaps.append(((now.error**2 - better.error**2) / loss, position, better))
+        if not swaps:
+            break
+        _, position, better = max(swaps, key=lambda swap: swap[0])
+        total -= chosen[position].error ** 2 - better.error**2
+        chosen[position] = better
+    return chosen
+
+
+def _how(candidate: Candidate) -> str:
+    return f"{'estimated' if candidate.measured_s is None else 'measured'} {candidate.seconds * 1e6:.0f} µs"
+
+
+def _why(pool: Sequence[Candidate], choice: Candidate) -> str:
     if len(pool) == 1:
-        return f"{how} {best.seconds * 1e6:.0f} µs; the only candidate"
-    return f"{how} {best.seconds * 1e6:.0f} µs, the least of {len(pool)} candidates"
+        return f"{_how(choice)}; the only candidate"
+    if choice == pool[0]:
+        return f"{_how(choice)}, the least of {len(pool)} candidates"
+    return f"{_how(choice)}, the least of those that keep the error budget"
 
 
-def _slower(pool: Sequence[Candidate]) -> list[tuple[str, str]]:
-    """Return, for each other algorithm, by how much its best candidate is slower."""
-    best, seen = pool[0], {pool[0].algorithm}
+def _others(pool: Sequence[Candidate], choice: Candidate) -> list[tuple[str, str]]:
+    """Return, for each other algorithm, why its best candidate was not taken."""
+    seen = {choice.algorithm}
     reasons = []
-    for candidate in pool[1:]:
-        if candidate.algorithm not in seen:
-            seen.add(candidate.algorithm)
-            how = "estimated" if candidate.measured_s is None else "measured"
-            times = candidate.seconds / max(best.seconds, 1e-12)
-            reasons.append((candidate.algorithm, f"{how} {candidate.seconds * 1e6:.0f} µs, {times:.2f} times as long"))
+    for candidate in pool:
+        if candidate.algorithm in seen:
+            continue
+        seen.add(candidate.algorithm)
+        times = candidate.seconds / max(choice.seconds, 1e-12)
+        if candidate.seconds < choice.seconds:
+            reason = f"{_how(candidate)}, but an error of {candidate.error:.1e} is over the network's budget"
+        else:
+            reason = f"{_how(candidate)}, {times:.2f} times as long"
+        reasons.append((candidate.algorithm, reason))
     return reasons
 
 

@@ -9,12 +9,16 @@ from perwatt.plan.placement import Placement
 
 @dataclass(frozen=True)
 class Candidate:
-    """One algorithm with one tile for one step: its estimate, and its time on this machine where it was measured."""
+    """One algorithm with one tile for one step: its estimate, and its time on this machine where it was measured.
+
+    `error` is the expected RMS error of the step's result over the result's RMS.
+    """
 
     algorithm: str
     tile: Tile
     scratch_bytes: int
     estimated_s: float
+    error: float = 0.0
     measured_s: float | None = None
 
     @property

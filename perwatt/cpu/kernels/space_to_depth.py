@@ -177,6 +177,7 @@ SPACE_TO_DEPTH = tuple(
         partial(_seconds, outputs, taps),
         partial(_calls, outputs, taps),
         partial(_scratch_bytes, outputs, taps),
+        partial(winograd.error, outputs, taps),
     )
     for outputs, taps in ((4, 3), (6, 3), (2, 3), (3, 4), (4, 4))
 )

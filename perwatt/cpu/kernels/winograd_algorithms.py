@@ -1,6 +1,7 @@
 """Winograd as algorithms a plan can choose: F(2,3), F(4,3), F(6,3), F(2,5), F(4,5), each fused or shared."""
 
 from functools import partial
+from math import sqrt
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from perwatt.cpu.kernels.dense import (
     residual_offsets,
 )
 from perwatt.cpu.kernels.winograd import Shape, winograd_fused, winograd_shared
-from perwatt.cpu.kernels.winograd_transform import transform_weights
+from perwatt.cpu.kernels.winograd_transform import ERRORS, transform_weights
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tile, Word
 
 
@@ -189,6 +190,12 @@ def _pack(outputs: int, step: Step, c: Convolution, starts: np.ndarray, tile: Ti
     return np.ascontiguousarray(np.stack(panels, axis=1))
 
 
+def error(outputs: int, taps: int, step: Step) -> float:
+    """Return the expected error: the transforms' own, and that of adding up the input channels."""
+    channels = operand(step, 1).shape[1]
+    return sqrt(ERRORS[(outputs, taps)] ** 2 + (6.3e-9**2) * channels)
+
+
 def _algorithm(outputs: int, taps: int, shared: bool) -> Algorithm:
     kind = (outputs, taps, shared)
     return Algorithm(
@@ -199,6 +206,7 @@ def _algorithm(outputs: int, taps: int, shared: bool) -> Algorithm:
         partial(seconds, *kind),
         partial(calls, *kind),
         partial(scratch_bytes, *kind),
+        partial(error, outputs, taps),
     )
 
 

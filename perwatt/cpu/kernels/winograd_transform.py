@@ -20,9 +20,14 @@ POINTS: dict[int, tuple[float, ...]] = {
     4: (0.0, 1.0, -1.0),
     5: (0.0, 1.0, -1.0, 2.0),
     6: (0.0, _HALF, -_HALF, _TWO, -_TWO),
-    7: (0.0, _HALF, -_HALF, _TWO, -_TWO, 1.0),
+    7: (0.0, 1.0, -1.0, 2.0, -2.0, 0.4),
     8: (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5),
 }
+# RMS error over RMS result of F(outputs, taps) on these points in FP32, measured with filters transformed in FP64;
+# it comes from the transforms and hardly depends on the number of channels.
+ERRORS: dict[tuple[int, int], float] = {
+    (2, 3): 1.5e-7, (4, 3): 4.0e-7, (6, 3): 1.8e-6, (2, 5): 4.8e-7, (4, 5): 1.6e-6, (3, 4): 4.0e-7, (4, 4): 1.1e-6,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
