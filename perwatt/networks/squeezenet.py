@@ -28,7 +28,7 @@ def squeezenet(batch: int = 1, seed: int = SEED) -> Graph:
     x = _fire(net, "fire9", x, 64, 256)
     x = net.dropout("drop9", x)
     # The average over the map comes after the classifier and a Relu, which both narrow the logits.
-    x = net.conv("conv10", x, 1000, 1, spread=4.0 * LOGITS_SPREAD)
+    x = net.conv("conv10", x, 1000, 1, spread=5.0 * LOGITS_SPREAD)
     x = net.relu("conv10/relu", x)
     x = net.average_pool("pool10", x)
     return net.finish(net.flatten("logits", x))

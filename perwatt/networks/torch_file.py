@@ -19,6 +19,12 @@ MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
 TYPES: dict[str, np.dtype] = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
+# What unpickling and the steps after it raise on bytes that are something else.
+DAMAGE = (
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError),
+    *(KeyError, IndexError, AttributeError, OverflowError, ImportError),
+)
+
 
 @dataclass(frozen=True)
 class _Tensor:
@@ -36,7 +42,7 @@ class _Tensor:
             raise ValueError(f"a tensor of shape {self.shape} reaches outside its storage of {len(storage)} elements")
         steps = tuple(stride * storage.itemsize for stride in self.strides)
         view = np.lib.stride_tricks.as_strided(storage[self.offset :], self.shape, steps, writeable=False)
-        return np.ascontiguousarray(view)
+        return np.array(view, order="C")
 
 
 def tensors(content: bytes, name: str) -> dict[str, np.ndarray]:
@@ -46,7 +52,7 @@ def tensors(content: bytes, name: str) -> dict[str, np.ndarray]:
     """
     try:
         return _read(BytesIO(content))
-    except (pickle.UnpicklingError, ValueError, TypeError, KeyError, EOFError, AttributeError, IndexError) as error:
+    except DAMAGE as error:
         raise NetworkError(
             f"{name}: expected PyTorch weights in the format of before version 1.6, got a file that cannot be read "
             f"({error}); install the package that carries it again"

@@ -18,7 +18,7 @@ import numpy as np
 SEED = 2015
 # How much of a filter's mean is taken away. 1 makes the network chaotic (rounding errors grow from layer to layer as
 # they do in no trained network), 0 makes the answers for all photographs alike.
-CENTRING = 0.75
+CENTRING = 0.8
 
 
 @dataclass(frozen=True)
