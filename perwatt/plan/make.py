@@ -82,7 +82,8 @@ def shortlist(found: Sequence[Candidate], most: int = MOST_CANDIDATES) -> list[C
 
 def make(
     name: str, placement: Placement, catalogue: Catalogue, *, workspace_bytes: int | None = None,
-    timings: Timings | None = None, error_budget: float = ERROR_BUDGET, choose: Callable[[int, list[Candidate]], Candidate] | None = None,
+    timings: Timings | None = None, error_budget: float = ERROR_BUDGET,
+    choose: Callable[[int, list[Candidate]], Candidate] | None = None,
 ) -> Plan:  # fmt: skip
     """Return the Plan: for each step the fastest candidate, by timing where it was timed, else by estimate.
 
