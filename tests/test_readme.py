@@ -1,0 +1,96 @@
+"""What the README says is so: its table follows from a committed Record, its commands and settings exist."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import typer.main
+
+from perwatt import cli
+from perwatt.lab.check import check
+from perwatt.lab.markdown import markdown
+from perwatt.lab.record import Record
+from perwatt.lab.record_file import load
+from perwatt.settings import SETTINGS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SECTION = re.compile(r"<!-- table(?: of (?P<record>\S+))? -->\n(?P<table>.*?)<!-- end of table -->\n", re.DOTALL)
+
+
+def test_the_table_follows_from_a_committed_record() -> None:
+    sections = list(SECTION.finditer(README))
+    assert len(sections) == 1
+    name, table = sections[0]["record"], sections[0]["table"]
+    if name is None:  # before the first Record there is nothing to quote, and then nothing may be quoted
+        assert not list((ROOT / "records").glob("perwatt-*"))
+        assert table == "No Record is committed yet.\n"
+        return
+    record = load(ROOT / name)
+    assert not check(record)
+    assert table == markdown(record)
+
+
+def test_markdown_says_what_the_rows_say(make_record: Callable[..., Record]) -> None:
+    lines = markdown(make_record()).splitlines()
+    heads = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert heads[3:] == ["openvino", "onnxruntime", "torch", "ncnn", "tinyengine", "fragile"]
+    cases = {}
+    for line in lines[2 : lines.index("")]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert len(cells) == len(heads)
+        cases[tuple(cells[:3])] = dict(zip(heads[3:], cells[3:], strict=True))
+    assert len(cases) == 12
+    first = cases["alexnet", "1", "FP32"]
+    assert first == {
+        "openvino": "**90.0 ±1.3**",
+        "onnxruntime": "83.0 ±1.2",
+        "torch": "70.0 ±1.0",
+        "ncnn": "invalid",
+        "tinyengine": "missing",
+        "fragile": "–",
+    }
+    assert "Testium 9000, 2 cores" in lines[-1]
+    assert "2026-03-04" in lines[-1]
+    assert "noise floor 1.1 %" in lines[-1]
+
+
+def test_the_commands_exist_and_are_all_named() -> None:
+    command = typer.main.get_command(cli.app)
+    known = set(command.commands)  # type: ignore[attr-defined]
+    named = set(re.findall(r"`perwatt ([a-z]+)", README))
+    assert named <= known
+    assert known - {"version"} <= named
+    options = {name for parameter in command.commands["bench"].params for name in parameter.opts}  # type: ignore[attr-defined]
+    assert {name for name in options if name.startswith("--")} - {"--help"} == set(
+        re.findall(r"--[a-z]+", README[README.index("`bench` takes") : README.index("Without them")])
+    )
+
+
+def test_the_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)", README)) <= targets
+
+
+def test_the_settings_are_all_explained() -> None:
+    listed = dict(re.findall(r"^\| `([A-Z_]+)` \| (.+) \|$", README, re.MULTILINE))
+    assert listed == {setting.name: setting.help for setting in SETTINGS}
+
+
+def test_the_exit_codes_are_those_of_the_command_line() -> None:
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    assert listed == {cli.EXIT_OK, cli.EXIT_FAULT, cli.EXIT_USER, cli.EXIT_PARTIAL, cli.EXIT_INTERRUPTED}
+
+
+def test_the_map_names_rooms_that_exist() -> None:
+    drawn = README[README.index("```\nperwatt/") :]
+    rooms = re.findall(r"^  ([a-z]+)/ ", drawn[: drawn.index("\n```\n", 5)], re.MULTILINE)
+    folders = {path.parent.name for path in (ROOT / "perwatt").glob("*/__init__.py")}
+    assert set(rooms) <= folders
+    assert len(rooms) == len(folders)
+
+
+def test_the_first_screen_has_the_commands_the_table_and_the_map() -> None:
+    head = README[: README.index("## Use")]
+    assert head.index("make bench") < head.index("<!-- table") < head.index("perwatt/\n")
+    assert len(head.splitlines()) <= 60
