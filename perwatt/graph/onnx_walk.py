@@ -240,9 +240,10 @@ class _Going:
 def element_type_of(code: int, where: str) -> np.dtype:
     """Return the NumPy element type of ONNX's number for it; raises NetworkError when there is none."""
     try:
-        return np.dtype(helper.tensor_dtype_to_np_dtype(code))
+        found: np.dtype = np.dtype(helper.tensor_dtype_to_np_dtype(code))
     except (KeyError, ValueError) as error:
         raise NetworkError(f"{where}: expected a known element type, got number {code}; export it again") from error
+    return found
 
 
 def _typed(value: Value) -> onnx.ValueInfoProto:
