@@ -1,32 +1,57 @@
 """perwatt's own engine, as one row among its rivals."""
 
-import importlib
+import time
 
 import numpy as np
 
 import perwatt
-from perwatt.errors import EngineMissing, EngineRefused, NetworkError, PlanError
-from perwatt.graph import read
+from perwatt.errors import EngineRefused, NetworkError, PlanError
 from perwatt.lab.engine import Job, Loaded
+from perwatt.run import Model
+from perwatt.run import compile as compile_network
+
+
+class _OutOfPatience(Exception):
+    pass
 
 
 class OwnEngine:
-    """Reads the same ONNX file as the rivals and compiles it with perwatt.run."""
+    """Compiles the same ONNX file that the rivals read; its steps are tuned by measuring as long as patience lasts."""
 
     def load(self, job: Job) -> Loaded:
-        compiler = getattr(importlib.import_module("perwatt.run"), "compile", None)
-        if not callable(compiler):
-            raise EngineMissing("perwatt: its own engine is not built yet; choose another engine")
+        if job.precision != "fp32":
+            raise EngineRefused(f"perwatt: expected fp32, got {job.precision}; its kernels compute in fp32 so far")
+        deadline = time.monotonic() + job.patience_s
+
+        def give_up_when_late(done: int, total: int) -> None:
+            if time.monotonic() > deadline:
+                raise _OutOfPatience
+
+        tuned = "by measuring"
         try:
-            graph = read(job.model_path)
-            self._model = compiler(graph, batch=job.input_shape[0], precision=job.precision, threads=job.threads)
+            try:
+                self._model: Model = compile_network(job.model_path, threads=job.threads, progress=give_up_when_late)
+            except _OutOfPatience:
+                tuned = f"by estimate: measuring did not end within {job.patience_s:.3g} s"
+                self._model = compile_network(job.model_path, threads=job.threads, tune="estimate")
         except (NetworkError, PlanError) as error:
             raise EngineRefused(f"perwatt: {error}") from error
-        return Loaded(perwatt.__version__, job.precision, {"threads": str(job.threads)})
+        if list(self._model.outputs) != [job.output_name]:
+            has = ", ".join(self._model.outputs)
+            raise EngineRefused(f"perwatt: expected a network with the one output {job.output_name!r}, got {has}")
+        return Loaded(
+            version=perwatt.__version__,
+            precision="fp32",
+            options={
+                "threads": str(job.threads),
+                "tuned": tuned,
+                "working memory": f"{self._model.working_bytes} bytes",
+                "weights": f"{self._model.weight_bytes} bytes",
+            },
+        )
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        output: np.ndarray = self._model(images)
-        return output
+        return self._model(images)
 
     def close(self) -> None:
         del self._model
