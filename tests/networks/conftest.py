@@ -12,7 +12,11 @@ from perwatt.graph.graph import Graph
 from perwatt.graph.onnx_writer import write
 from perwatt.networks import Network, build
 
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
+
+@pytest.fixture(scope="session")
+def photographs() -> tuple[str, ...]:
+    """Name colour photographs that scikit-image carries."""
+    return ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from types import MappingProxyType
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import PHOTOGRAPHS
 
 from perwatt.graph.graph import Graph
 from perwatt.networks import NETWORKS, Network, build
@@ -31,14 +30,18 @@ def with_outputs(graph: Graph, *operators: str) -> Graph:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_activation_dies_or_explodes_and_photographs_are_told_apart(
-    name: str, graph_of: Callable[[str], Graph], network_input: Input, onnxruntime_of: Session
+    name: str,
+    photographs: tuple[str, ...],
+    graph_of: Callable[[str], Graph],
+    network_input: Input,
+    onnxruntime_of: Session,
 ) -> None:
     graph = with_outputs(graph_of(name), "Conv", "Gemm", "Add", "Relu")
     session = onnxruntime_of(graph)
     sums = {output: np.zeros(3) for output in graph.outputs}
     alive = {output: np.zeros(graph.values[output].shape[1], bool) for output in graph.outputs}
     logits, answers = [], []
-    for photograph in PHOTOGRAPHS:
+    for photograph in photographs:
         made = dict(
             zip(
                 graph.outputs,
@@ -74,7 +77,7 @@ def test_no_activation_dies_or_explodes_and_photographs_are_told_apart(
         assert len({int(answer.argmax()) for answer in answers}) >= 4
 
     # Chaotic weights would make a correct engine in a smaller precision look wrong; lite0's trained ones grow 5-fold.
-    data = network_input(NETWORKS[name], PHOTOGRAPHS[0])
+    data = network_input(NETWORKS[name], photographs[0])
     noise = 1e-3 * np.random.default_rng(1).standard_normal(data.shape).astype(np.float32)
     disturbed = session.run(["logits"], {"data": data * (1 + noise)})[0][0]
     assert np.std(disturbed - logits[0]) < 15 * 1e-3 * np.std(logits[0])
