@@ -1,8 +1,8 @@
 """Seeded weights that keep every activation alive: drawn for the moments that the layer's input is expected to have.
 
-The weights of the older networks are not on a package registry, and the time and energy of an inference do not depend
-on them, so perwatt draws them. They must still be honest test data: activations that die (or explode) hide wrong
-kernels, waste energy on infinities or denormals, and make every photograph look alike.
+The trained weights of the older networks are not on a package registry, so perwatt draws weights: the time of an
+inference hardly depends on them. Its energy does somewhat, and they are test data too: activations that die or explode
+save the energy of toggling bits or meet denormals, hide wrong kernels, and make every photograph look alike.
 
 He initialisation (He et al., 2015, arXiv:1502.01852) keeps the second moment through Conv and Relu, but it drifts under
 pooling, normalisation and residual adds, and the positive mean behind each Relu makes the answers for all photographs
