@@ -2,56 +2,88 @@
 
 Each round builds the network with the next candidate of every step at once and times all steps at their barriers. So a
 candidate meets the caches as they will be (weights that another layer has pushed out, input just written), and a whole
-network is tuned in as many runs as its longest shortlist has entries.
+network is tuned in as many runs as its longest shortlist has entries. A first sweep looks at every candidate briefly, a
+second one at the best few again, because a neighbour's burst may have hit the best.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from perwatt.cpu.build import PackedArrays, build
 from perwatt.cpu.catalogue import KERNELS
 from perwatt.cpu.team import Team
-from perwatt.plan import Candidate, Placement, candidates, make, shortlist, tile_key
+from perwatt.plan import Candidate, Placement, Timings, candidates, make, shortlist, tile_key
 
 Key = tuple[int, str, tuple[tuple[str, int], ...]]
+FIRST_REPEATS, SECOND_REPEATS = 3, 7
+FINALISTS = 4
 
 
 def measure(
     placement: Placement, team: Team, arrays: Mapping[str, np.ndarray], *, workspace_bytes: int | None = None,
-    limit_s: float = 10.0, repeats: int = 7, progress: Callable[[int, int], None] | None = None,
+    known: Timings | None = None, limit_s: float = 12.0, progress: Callable[[int, int], None] | None = None,
 ) -> dict[Key, float]:  # fmt: skip
-    """Return measured seconds of the shortlisted candidates of each step, until `limit_s` is over.
+    """Return seconds of the shortlisted candidates of each step: those `known`, and the others measured here.
 
-    `arrays` are the caller's arrays for every graph input and output. Progress is (rounds done, rounds in all).
+    `arrays` are the caller's arrays for every graph input and output. After `limit_s` no new round begins. Progress is
+    (rounds done, rounds in all).
     """
-    lists: list[list[Candidate]] = []
-    for step in placement.steps:
-        found, _ = candidates(step, KERNELS, workspace_bytes)
-        lists.append(shortlist(found))
-    rounds = max((len(entries) for entries in lists), default=0)
+    # One passage of the imagewise part tells as much as all of them.
+    placement = replace(placement, batch=placement.images)
     timings: dict[Key, float] = {}
+    unknown: list[list[Candidate]] = []
+    for position, step in enumerate(placement.steps):
+        found, _ = candidates(step, KERNELS, workspace_bytes)
+        entries = shortlist(found)
+        for candidate in entries:
+            key = _key(position, candidate)
+            if known is not None and key in known:
+                timings[key] = known[key]
+        fresh = [c for c in entries if _key(position, c) not in timings]
+        # A step with one candidate, or with all of them known, needs no rounds of its own.
+        unknown.append(fresh if len(entries) > 1 else [])
+    rounds = max((len(entries) for entries in unknown), default=0)
+    if not rounds:
+        return timings
     packed: PackedArrays = {}
-    started = time.monotonic()
+    stop = time.monotonic() + limit_s
     for number in range(rounds):
-        if number and time.monotonic() - started > limit_s:
+        if number and time.monotonic() > stop:
             break
-        _round(placement, team, arrays, lists, number, packed, repeats, timings, workspace_bytes)
+        _round(placement, team, arrays, unknown, number, packed, FIRST_REPEATS, timings, workspace_bytes)
         if progress is not None:
-            progress(number + 1, rounds)
+            progress(number + 1, rounds + FINALISTS)
+    finalists = [
+        sorted(entries, key=lambda c, p=position: timings.get(_key(p, c), float("inf")))[:FINALISTS]  # type: ignore[misc]
+        for position, entries in enumerate(unknown)
+    ]
+    for number in range(FINALISTS):
+        if time.monotonic() > stop:
+            break
+        _round(placement, team, arrays, finalists, number, packed, SECOND_REPEATS, timings, workspace_bytes)
+        if progress is not None:
+            progress(rounds + number + 1, rounds + FINALISTS)
     return timings
+
+
+def _key(position: int, candidate: Candidate) -> Key:
+    return position, candidate.algorithm, tile_key(candidate.tile)
 
 
 def _round(
     placement: Placement, team: Team, arrays: Mapping[str, np.ndarray], lists: Sequence[Sequence[Candidate]],
     number: int, packed: PackedArrays, repeats: int, timings: dict[Key, float], workspace_bytes: int | None,
 ) -> None:  # fmt: skip
-    """Time every step with its candidate `number` (its first where it has no such)."""
+    """Time every step with entry `number` of its list; with its best known candidate where the list is shorter."""
 
-    def choose(position: int, _: list[Candidate]) -> Candidate:
-        entries = lists[position]
-        return entries[number] if number < len(entries) else entries[0]
+    def choose(position: int, found: list[Candidate]) -> Candidate:
+        if number < len(lists[position]):
+            return lists[position][number]
+        timed = [c for c in found if _key(position, c) in timings]
+        return min(timed, key=lambda c: timings[_key(position, c)]) if timed else found[0]
 
     plan = make("tuning", placement, KERNELS, workspace_bytes=workspace_bytes, choose=choose)
     code = build(plan, team, packed)
@@ -60,6 +92,5 @@ def _round(
     seconds = code.time_steps(repeats)
     # The lower quartile: neighbours on the machine only ever add time.
     for position, value in enumerate(np.quantile(seconds, 0.25, axis=0)):
-        candidate = choose(position, [])
-        key = (position, candidate.algorithm, tile_key(candidate.tile))
+        key = _key(position, plan.steps[position].choice)
         timings[key] = min(float(value), timings.get(key, float("inf")))

@@ -18,9 +18,10 @@ from perwatt.graph import Graph, read
 from perwatt.machine import Machine, this_machine
 from perwatt.passes import PASSES, apply
 from perwatt.plan import make, place
+from perwatt.run import tuning_file
 from perwatt.run.model import Model
 
-Tune = Literal["measure", "estimate"]
+Tune = Literal["measure", "again", "estimate"]
 # Kernels write one output; merged siblings would need one with several.
 CPU_PASSES = tuple(each for each in PASSES if each.name != "merge_siblings")
 
@@ -32,6 +33,7 @@ def compile(
     threads: int | None = None,
     workspace_bytes: int | None = None,
     tune: Tune = "measure",
+    tune_limit_s: float = 12.0,
     images: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
@@ -39,7 +41,9 @@ def compile(
 
     source: an ONNX file (path or bytes) or a Graph. batch: images in a call; None keeps the network's own (1 if free).
     threads: None uses every core this process may use. workspace_bytes: limit of any step's working memory.
-    tune: "measure" times the candidates of every step here, "estimate" trusts the model of the machine.
+    tune: "measure" times the candidates of every step that was never timed on this machine and keeps the results,
+    "again" times all of them anew, "estimate" measures nothing (results that are kept still count).
+    tune_limit_s: no new round of timing begins after so many seconds.
     images: how many images pass through the convolutions at a time; None chooses.
     Raises NetworkError for files that cannot be read, UnsupportedOperator, PlanError, InputError.
     """
@@ -55,15 +59,26 @@ def compile(
     placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images))
     inputs = {name: rewritten.values[name] for name in rewritten.inputs}
     outputs = {name: rewritten.values[name] for name in rewritten.outputs}
-    timings = None
-    if tune == "measure":
+    kept = {} if tune == "again" else tuning_file.timings(placement, KERNELS, tuning_file.load(machine))
+    timings = kept
+    if tune != "estimate":
         random = np.random.default_rng(0)
         arrays = {name: random.standard_normal(value.shape).astype(value.dtype) for name, value in inputs.items()}
         arrays |= {
             buffer: np.zeros(value.shape, value.dtype)
             for buffer, value in zip(placement.outputs, outputs.values(), strict=True)
         }
-        timings = measure(placement, team, arrays, workspace_bytes=workspace_bytes, progress=progress)
+        timings = measure(
+            placement,
+            team,
+            arrays,
+            workspace_bytes=workspace_bytes,
+            known=kept,
+            limit_s=tune_limit_s,
+            progress=progress,
+        )
+        if timings != kept:
+            tuning_file.keep(placement, timings, machine)
     plan = make(rewritten.name, placement, KERNELS, workspace_bytes=workspace_bytes, timings=timings)
     return Model(plan, build(plan, team), inputs, outputs)
 
