@@ -1,7 +1,10 @@
 """Every algorithm the CPU engine has, in one tuple."""
 
 from perwatt.cpu.kernels.convolution import DIRECT, FIRST_LAYER
+from perwatt.cpu.kernels.depthwise import DEPTHWISE
+from perwatt.cpu.kernels.elementwise import ELEMENTWISE
 from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED
+from perwatt.cpu.kernels.grouped import GROUPS_JOINED
 from perwatt.cpu.kernels.normalization import LRN, SOFTMAX
 from perwatt.cpu.kernels.pooling import GLOBAL_POOLING, POOLING
 from perwatt.cpu.kernels.reorder import REORDER
@@ -12,4 +15,6 @@ from perwatt.plan.algorithm import Algorithm
 KERNELS: tuple[Algorithm, ...] = (
     DIRECT, FIRST_LAYER, *SPACE_TO_DEPTH, *WINOGRAD, FULLY_CONNECTED, POOLING, GLOBAL_POOLING, REORDER,
     LRN, SOFTMAX,
+    DEPTHWISE, GROUPS_JOINED,
+    ELEMENTWISE,
 )  # fmt: skip
