@@ -63,7 +63,7 @@ def at_batch(source: str | Path | bytes, batch: int | None) -> tuple[onnx.ModelP
     before = walk(model)
     _set_inputs(model, int(batch), fixed)
     _without_listed_weights(model)
-    return model, walk(model, _corrections(model, before, fixed, int(batch)))
+    return model, walk(model, _corrections(model, before, fixed, int(batch)), before.constants)
 
 
 def _fixed_batch(model: onnx.ModelProto) -> int | None:

@@ -45,13 +45,13 @@ Amend = Callable[
 ]
 
 
-def walk(model: onnx.ModelProto, amend: Amend | None = None) -> Walk:
-    """Go through a model whose inputs all have static shapes.
+def walk(model: onnx.ModelProto, amend: Amend | None = None, weights: Mapping[str, np.ndarray] | None = None) -> Walk:
+    """Go through a model whose inputs all have static shapes; `weights` are those an earlier walk has unpacked.
 
     Raises NetworkError when a tensor is read before it is made, a node's inputs do not fit, a shape depends on numbers
     that only a run can give, or there is control flow.
     """
-    going = _Going(model)
+    going = _Going(model, weights or {})
     for node in model.graph.node:
         going.check_inputs(node)
         constant = amend(node, going.values, going.constants) if amend else None
@@ -67,7 +67,7 @@ def walk(model: onnx.ModelProto, amend: Amend | None = None) -> Walk:
 class _Going:
     """The state of a walk."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> None:
         self.opset = opset(model)
         self.domains = {entry.domain: int(entry.version) for entry in model.opset_import}
         self.nodes: list[Node] = []
@@ -76,7 +76,8 @@ class _Going:
         self.titles: set[str] = set()
         self.taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
         for tensor in model.graph.initializer:
-            self.keep(tensor.name, array_of(tensor))
+            unpacked = weights.get(tensor.name)
+            self.keep(tensor.name, array_of(tensor) if unpacked is None else unpacked)
         for entry in data_inputs(model):
             shape = tuple(int(dim.dim_value) for dim in entry.type.tensor_type.shape.dim)
             dtype = element_type_of(entry.type.tensor_type.elem_type, f"input {entry.name!r}")

@@ -46,7 +46,7 @@ def write(graph: Graph) -> bytes:
     size = sum(array.nbytes for array in graph.constants.values())
     if size > LARGEST_BYTES:
         raise NetworkError(f"{graph.name}: expected weights below 2 GB, got {size} bytes; split the network")
-    initializers = [_tensor(name, array) for name, array in graph.constants.items()]
+    steered: dict[str, np.ndarray] = {}
     domains: dict[str, int] = {"": OPSET}
     taken = set(graph.values)
     nodes: list[onnx.NodeProto] = []
@@ -59,7 +59,7 @@ def write(graph: Graph) -> bytes:
         for key, array in steering:
             names.append("" if array is None else _new(f"{node.name}/{key}", taken))
             if array is not None:
-                initializers.append(_tensor(names[-1], array))
+                steered[names[-1]] = array
         nodes.append(_node(node, names, graph.values))
     made = {name for node in graph.nodes for name in node.outputs if name}
     proto = helper.make_graph(
@@ -67,20 +67,17 @@ def write(graph: Graph) -> bytes:
         graph.name,
         [_typed(graph.values[name]) for name in graph.inputs],
         [_typed(graph.values[name]) for name in graph.outputs],
-        initializer=initializers,
         value_info=[_typed(graph.values[name]) for name in sorted(made - set(graph.outputs))],
     )
     opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
     model = helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="perwatt")
+    for name, array in (*graph.constants.items(), *steered.items()):  # one by one: weights may be half of the memory
+        model.graph.initializer.add().CopyFrom(numpy_helper.from_array(np.asarray(array), name))
     return bytes(model.SerializeToString(deterministic=True))
 
 
 def _typed(value: Value) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(value.name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-
-
-def _tensor(name: str, array: np.ndarray) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.asarray(array), name)
 
 
 def _new(name: str, taken: set[str]) -> str:
