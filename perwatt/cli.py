@@ -1,6 +1,7 @@
 """The command line. Every room is loaded inside its command, so that `perwatt --help` answers at once."""
 
 import json
+import signal
 import sys
 from difflib import get_close_matches
 from pathlib import Path
@@ -125,8 +126,13 @@ def bench(
         command=("perwatt", *sys.argv[1:]),
     )
     errors = console(stderr=True)
-    with Display(errors) as display:
-        record = run_bench(request, display)
+    # A polite end from outside (a scheduler, CI) keeps what was measured, as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Display(errors) as display:
+            record = run_bench(request, display)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     path = save(record, out)
     report_path = _try_report(record, path)
     _print(record, as_json, path, report_path)

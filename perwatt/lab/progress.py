@@ -24,6 +24,7 @@ class Display:
             console=console,
             transient=True,
             disable=not console.is_terminal,
+            auto_refresh=False,  # a thread that redraws would disturb what is measured
         )
         self.held: list[str] = []
         self.task = self.bar.add_task("start", total=1.0, left="")
@@ -41,7 +42,7 @@ class Display:
         """Show what is done now; `left_s` is a limit, for the measurement may be sure enough before it."""
         if self.console.is_terminal:
             left = f"at most {duration_text(progress.left_s)} left,"
-            self.bar.update(self.task, completed=progress.done, description=progress.text, left=left)
+            self.bar.update(self.task, completed=progress.done, description=progress.text, left=left, refresh=True)
         elif ": round" not in progress.text:  # rounds are too many for a log
             self.held.append(f"{100 * progress.done:3.0f}%  {progress.text}")
             # Until an engine is loaded the request may still turn out to be a mistake, which is to be one line.

@@ -6,7 +6,7 @@ from html import escape
 from perwatt.lab.notation import ABSENT, count_text, duration_text, number_text
 from perwatt.lab.published import published
 from perwatt.lab.record import Record
-from perwatt.lab.terminal import shown
+from perwatt.lab.terminal import recognised, shown
 
 
 def beside_2015(record: Record, picture: Sequence[str]) -> Iterator[str]:
@@ -61,6 +61,8 @@ def facts(record: Record) -> Iterator[str]:
             for each in record.networks
         ],
     )
+    for line in recognised(record):
+        yield f"<p>{escape(line)}</p>"
     yield "<h3>Engines, as they were set</h3>"
     yield text_table(
         ("engine", "version", "precision", "threads", "options that differ from a bare install"), _engines(record)

@@ -1,5 +1,6 @@
 """A Record on a terminal: the table, what is wrong with it, and how sure it is. 100 columns are enough."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perwatt import settings
+from perwatt.errors import NetworkError
 from perwatt.lab.notation import (
     duration_text,
     error_text,
@@ -20,9 +22,11 @@ from perwatt.lab.notation import (
     ratio_text,
 )
 from perwatt.lab.record import Record, Row
+from perwatt.networks import NETWORKS, labels
 
 WIDTH = 100
 NULL_ENGINE = "null"
+SEEN = 5  # classes named
 _STYLES = {"ok": "green", "invalid": "bold red", "crashed": "red", "timeout": "red"}
 
 
@@ -105,7 +109,7 @@ def table(record: Record) -> RenderableType:
 
 def _cells(row: Row) -> list[Text]:
     figures = row.figures
-    status = Text(row.status + ("*" if figures.warnings else ""), style=_STYLES.get(row.status, "yellow"))
+    status = Text(_word(row.status) + ("*" if figures.warnings else ""), style=_STYLES.get(row.status, "yellow"))
     if row.status not in ("ok", "invalid"):
         return [Text(row.engine, style="dim"), *[Text("")] * 5, status]
     # The speed of wrong outputs is no result; the report still shows it.
@@ -139,15 +143,23 @@ def as_json(record: Record, record_path: Path | None, report_path: Path | None) 
 
 def reasons(record: Record) -> Iterator[Text]:
     """Yield why rows have no figures, a line for each reason, however many rows share it."""
-    shared: dict[tuple[str, str, str], list[Row]] = {}
+    shared: dict[tuple[str, str], list[Row]] = {}
     for row in shown(record):
         if row.status != "ok":
-            shared.setdefault((row.engine, row.status, row.reason or "no reason given"), []).append(row)
-    for (engine, status, reason), rows in shared.items():
-        line = Text.assemble((f"{engine} ", "bold"), (status, _STYLES.get(status, "yellow")))
-        everywhere = len(rows) > 1 and len(rows) == sum(row.engine == engine for row in shown(record))
+            reason = (row.reason or "no reason given").removeprefix(f"{row.engine}: ")
+            shared.setdefault((row.status, reason), []).append(row)
+    for (status, reason), rows in shared.items():
+        engines = list(dict.fromkeys(row.engine for row in rows))
+        # A word on where is needed only if these engines have other rows too.
+        everywhere = len(rows) > 1 and len(rows) == sum(row.engine in engines for row in shown(record))
         where = "" if everywhere else f" ({_where(rows)})"
-        yield line.append(f"{where}: {reason.removeprefix(f'{engine}: ')}")
+        line = Text.assemble((f"{', '.join(engines)} ", "bold"), (_word(status), _STYLES.get(status, "yellow")))
+        yield line.append(f"{where}: {reason}")
+
+
+def _word(status: str) -> str:
+    """Return a status in a word that its column has room for."""
+    return "stopped" if status == "interrupted" else status
 
 
 def warnings(record: Record) -> Iterator[Text]:
@@ -162,7 +174,7 @@ def warnings(record: Record) -> Iterator[Text]:
 
 
 def _where(rows: Sequence[Row]) -> str:
-    cases = [f"{row.network} {row.batch} {row.precision}" for row in rows]
+    cases = list(dict.fromkeys(f"{row.network} {row.batch} {row.precision}" for row in rows))
     return ", ".join(cases) if len(cases) <= 3 else f"{', '.join(cases[:2])} and {len(cases) - 2} more"
 
 
@@ -179,10 +191,34 @@ def footers(record: Record) -> Iterator[str]:
         f"run  profile {record.profile.name}, {duration_text(record.duration_s)}, inputs from {photographs} "
         f"photograph{'s' if photographs != 1 else ''}, seed {record.seed}, perwatt {record.perwatt_version}"
     )
+    yield from recognised(record)
     yield "± and (–) are 95 % intervals; error and top-1 against the FP32 reference, from the timed runs"
     yield from (f"note  {note}" for note in record.notes)
     if record.partial:
         yield f"partial  {record.partial_reason or 'cut short'}: the rows that were measured are valid"
+
+
+def recognised(record: Record) -> Iterator[str]:
+    """Yield what the trained built-in networks saw in the inputs, by the reference's classes, a line a network.
+
+    A network with drawn weights answers with classes that mean nothing, and a file with classes nobody named: no line.
+    """
+    for facts in record.networks:
+        network = NETWORKS.get(facts.name)
+        if network is None or not network.labels or facts.source != "built-in":
+            continue
+        # The largest batch has the most images; each is counted once.
+        references = [each for each in record.references if each.network == facts.name]
+        most = max((each.batch for each in references), default=0)
+        seen = Counter(number for each in references if each.batch == most for number in each.classes)
+        try:
+            names = labels()
+        except NetworkError as error:
+            yield f"{facts.name} saw  classes without names: {error}"
+            continue
+        told = [f"{names[number].partition(',')[0]} {times}" for number, times in seen.most_common(SEEN)]
+        if told:
+            yield f"{facts.name} saw  {', '.join(told)} ({sum(seen.values())} crops of the photographs)"
 
 
 def certainty(record: Record) -> Iterator[str]:

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from perwatt.lab import terminal
-from perwatt.lab.record import Record
+from perwatt.lab.record import NO_FIGURES, Record, Reference, pack
 
 Make = Callable[..., Record]
 
@@ -87,6 +88,34 @@ def test_reasons_with_brackets_are_printed_as_they_are(make_record: Make) -> Non
     record = make_record()
     row = record.rows[-2].model_copy(update={"reason": "[bold]KeyError[/bold]: [0]"})
     assert "[bold]KeyError[/bold]: [0]" in printed(record.model_copy(update={"rows": (row,)}))
+
+
+def test_engines_that_share_a_reason_share_a_line(make_record: Make) -> None:
+    record = make_record()
+    stopped = {"status": "interrupted", "reason": "stopped by Ctrl-C before its first block", "figures": NO_FIGURES}
+    rows = [row.model_copy(update=stopped) for row in record.rows[:4]]
+    rows[1] = rows[1].model_copy(update={"reason": "onnxruntime: stopped by Ctrl-C before its first block"})
+    text = printed(record.model_copy(update={"rows": tuple(rows)}))
+    assert text.count("before its first block") == 1
+    assert "openvino, onnxruntime, torch, ncnn stopped: stopped by Ctrl-C" in text
+
+
+def test_a_trained_network_names_what_it_saw(make_record: Make) -> None:
+    record = make_record()
+    cat, cup = 282, 967  # tiger cat, espresso
+
+    def reference(batch: int, which: int, classes: tuple[int, ...]) -> Reference:
+        output = pack(np.zeros((0, 1000), np.float32))
+        known = {"network": "efficientnet-lite0", "batch": batch, "input": which, "classes": classes}
+        return Reference.model_construct(**known, images=(), output=output)
+
+    references = (reference(1, 0, (5,)), reference(3, 0, (cat, cup, cat)), reference(3, 1, (cat, cup, 0)))
+    built_in = [facts.model_copy(update={"source": "built-in"}) for facts in record.networks]
+    seen = record.model_copy(update={"networks": tuple(built_in), "references": references})
+    text = " ".join(printed(seen).split())
+    assert "efficientnet-lite0 saw tiger cat 3, espresso 2, tench 1 (6 crops of the photographs)" in text
+    assert "alexnet saw" not in text
+    assert "saw" not in printed(record)  # a file of the same name is another network
 
 
 def test_a_record_without_rows_is_still_shown(make_record: Make) -> None:
