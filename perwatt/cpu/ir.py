@@ -289,6 +289,14 @@ class Kernel:
         """Return word `slot` of the step's arguments as a pointer."""
         return self.table_pointer(Pointer(self, "%args"), slot)
 
+    def argument_at(self, slot: Index) -> Index:
+        """Return a word of the step's arguments whose number is known only when the kernel runs, as an integer."""
+        return self.table_entry(Pointer(self, "%args"), slot)
+
+    def pointer_at(self, slot: Index) -> Pointer:
+        """Return a word of the step's arguments whose number is known only when the kernel runs, as a pointer."""
+        return self.table_pointer(Pointer(self, "%args"), slot)
+
     def table_entry(self, table: Pointer, entry: Whole) -> Index:
         """Return one 64-bit integer of a table."""
         place = self.emit(f"getelementptr inbounds i64, ptr {table.text}, i64 {self.whole(entry)}")
