@@ -1,10 +1,12 @@
 """Every algorithm the CPU engine has, in one tuple."""
 
+from perwatt.cpu.kernels.concat import CHANNELS
 from perwatt.cpu.kernels.convolution import DIRECT, FIRST_LAYER
 from perwatt.cpu.kernels.depthwise import DEPTHWISE
 from perwatt.cpu.kernels.elementwise import ELEMENTWISE
 from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED
 from perwatt.cpu.kernels.grouped import GROUPS_JOINED
+from perwatt.cpu.kernels.movement import MOVEMENT
 from perwatt.cpu.kernels.normalization import LRN, SOFTMAX
 from perwatt.cpu.kernels.pooling import GLOBAL_POOLING, POOLING
 from perwatt.cpu.kernels.reorder import REORDER
@@ -17,4 +19,6 @@ KERNELS: tuple[Algorithm, ...] = (
     LRN, SOFTMAX,
     DEPTHWISE, GROUPS_JOINED,
     ELEMENTWISE,
+    CHANNELS,
+    MOVEMENT,
 )  # fmt: skip
