@@ -2,8 +2,8 @@
 
 `python benchmarks/statistics_trials.py [--trials 100] [--out FILE]` prints, for several lengths of a measurement, how
 many trials of two equal engines called no difference (at least 95 of 100 are promised), how many found a true
-difference of 3 % (at least 90 are promised for a measurement that ends by itself, at an interval within 1.5 %, as the
-standard profile's), and how often the interval held the truth.
+difference of 3 % (at least 90 are promised for a measurement that stops by itself, at intervals within 1.5 %, as the
+standard profile does), and how often the interval held the truth.
 
 The simulated machine is a bad one. Engines take turns in blocks of 0.25 s as `schedule.rounds` says. Each run has log-
 normal noise of 5 %, each block one of 1 %; bursts come 9 times a minute, with lengths of a Pareto tail (20 ms to 5 s)

@@ -90,7 +90,7 @@ def run_bench(request: BenchRequest, progress: Callable[[Progress], None], make_
 
     def report(text: str) -> None:
         passed_s = time.monotonic() - start
-        progress(Progress(text, min(1.0, passed_s / profile.limit_s), max(0.0, profile.limit_s - passed_s)))
+        progress(Progress(text, min(1.0, passed_s / max(profile.limit_s, 1e-9)), max(0.0, profile.limit_s - passed_s)))
 
     session = Session(
         profile=profile,
@@ -136,7 +136,7 @@ def run_bench(request: BenchRequest, progress: Callable[[Progress], None], make_
             notes=tuple(session.notes),
             duration_s=time.monotonic() - start,
             networks=tuple({group.subject.facts.name: group.subject.facts for group in groups}.values()),
-            photographs=tuple(photographs[key] for key in sorted(photographs)),
+            photographs=tuple(sorted(photographs.values(), key=lambda photo: (photo.name, photo.sha256))),
             references=tuple(reference for group in groups for reference in references_of(group)),
             rows=tuple(row_of(group, lane, threads) for group in groups for lane in group.lanes if not lane.twin),
             noise=_noise(groups),

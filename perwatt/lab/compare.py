@@ -97,8 +97,8 @@ def _row(first: Row, second: Row, obstacle: str | None, bias: float) -> RowCompa
     ratio = None
     if first.status == "ok" and second.status == "ok":
         ratio = statistics.unpaired_ratio(
-            list(figures.speeds_by_round(second.blocks, second.batch).values()),
-            list(figures.speeds_by_round(first.blocks, first.batch).values()),
+            [figures.block_speed(block, second.batch) for block in second.blocks],
+            [figures.block_speed(block, first.batch) for block in first.blocks],
             zlib.crc32(f"{first.network}/{first.engine}/{first.batch}/{first.precision}".encode()),
         )
     if ratio is None:

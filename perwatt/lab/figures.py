@@ -93,8 +93,14 @@ def with_figures(
     """Return the rows with their figures; the rows must have been judged."""
     speeds = [speeds_by_round(row.blocks, row.batch) if is_judged(row) else {} for row in rows]
     own = [
-        estimate(statistics.median_of_positive(list(speed.values()), _seed(seed, row, "speed"))) if speed else None
-        for row, speed in zip(rows, speeds, strict=True)
+        estimate(
+            statistics.median_of_positive(
+                [block_speed(each, row.batch) for each in row.blocks], _seed(seed, row, "speed")
+            )
+        )
+        if is_judged(row)
+        else None
+        for row in rows
     ]
     peers: dict[Peers, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):

@@ -7,7 +7,7 @@ import numpy as np
 
 from perwatt.errors import EngineCrashed, EngineError
 from perwatt.lab import conditions, figures, schedule, truth
-from perwatt.lab.lane import NULL, NULL_BLOCK_S, EngineProcess, Group, Lane, Session, judge, references_of, row_of
+from perwatt.lab.lane import NULL, NULL_BLOCK_S, OWN, EngineProcess, Group, Lane, Session, judge, references_of, row_of
 from perwatt.lab.process import BlockRequest
 from perwatt.lab.record import Block
 from perwatt.lab.subject import Case
@@ -98,13 +98,19 @@ def _start(group: Group, waiting: list[Lane], anchor: Lane | None, session: Sess
             fresh += 1
             alive.append(lane)
             peak_bytes = max(peak_bytes, _peak(lane))
-            if group.twins and lane.engine != NULL:
+            if group.twins and _may_have_twin(lane, group):
                 group.twins = False
                 twin = Lane(lane.engine, lane.precision, lane.device, twin=True)
                 group.lanes.append(twin)
                 if _start_one(group, twin, session):
                     alive.append(twin)
     return alive
+
+
+def _may_have_twin(lane: Lane, group: Group) -> bool:
+    """Return whether the lane is of a rival, or perwatt's own in a group without rivals."""
+    rivals = any(each.engine not in (NULL, OWN) and each.status is None for each in group.lanes)
+    return lane.engine != NULL and (lane.engine != OWN or not rivals)
 
 
 def _start_one(group: Group, lane: Lane, session: Session) -> bool:
@@ -173,7 +179,7 @@ def _one_block(group: Group, lane: Lane, alive: list[Lane], round_index: int, se
     generator = random.Random(_seed(session.seed, group, round_index) ^ _seed_of_lane(lane))
     seconds = NULL_BLOCK_S if lane.engine == NULL else profile.block_s
     keep: tuple[int, ...] = ()
-    if lane.engine != NULL and not lane.twin and truth.is_sampled(round_index, generator):
+    if lane.engine != NULL and not lane.twin and truth.is_sampled(len(lane.blocks), generator):
         keep = truth.sampled_runs(int(0.8 * min(MOST_RUNS, seconds / max(lane.run_s, 1e-6))), generator)
     request = BlockRequest(
         seconds=seconds,

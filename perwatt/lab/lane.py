@@ -22,6 +22,7 @@ from perwatt.lab.record import NO_FIGURES, Array, Block, Profile, Reference, Row
 from perwatt.lab.subject import Case, Subject
 
 NULL = "null"
+OWN = "perwatt"
 NULL_BLOCK_S = 0.02
 KEPT_BYTES = 1 << 16  # of whole outputs per row, besides the worst image's
 KEPT_IMAGES = 4  # of one sample

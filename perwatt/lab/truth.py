@@ -158,6 +158,6 @@ def sampled_runs(runs_expected: int, generator: random.Random) -> tuple[int, ...
     return (first, first + 1, -1) if runs_expected > 1 else (0, -1)
 
 
-def is_sampled(round_index: int, generator: random.Random) -> bool:
-    """Return whether to keep outputs in this round: always in the first four, ever more seldom after."""
-    return generator.random() * (round_index + 1) < 4
+def is_sampled(blocks: int, generator: random.Random) -> bool:
+    """Return whether to keep outputs of a row's next block: always of the first four, ever more seldom after."""
+    return generator.random() * (blocks + 1) < 4
