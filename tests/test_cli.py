@@ -284,3 +284,24 @@ def test_nothing_heavy_is_loaded_at_the_start(code: str) -> None:
     if code == "import perwatt":
         heavy |= {"typer", "rich", "perwatt.lab", "perwatt.graph"}
     assert not loaded & heavy
+
+
+@pytest.mark.slow
+def test_from_bench_to_check_report_and_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = bench.PROFILES["quick"].model_copy(
+        update={"half_width": 10.0, "block_s": 0.02, "minimum_rounds": 2, "limit_s": 60.0}
+    )
+    monkeypatch.setattr(bench, "PROFILES", {"quick": short})
+    options = ("--batch", "1,2", "--precision", "fp32", "--engines", "onnxruntime", "--profile", "quick", "--json")
+    assert cli.run(["bench", "lenet", *options, "--out", str(tmp_path)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(row["batch"], row["status"]) for row in told["rows"]] == [(1, "ok"), (2, "ok")]
+    assert Path(told["report"]).is_file()
+    assert (tmp_path / f"{Path(told['report']).stem}-bars.svg").is_file()
+    assert cli.run(["check", told["record"]]) == 0
+    assert cli.run(["report", told["record"], "--out", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_text() == Path(told["report"]).read_text()
+    assert cli.run(["compare", told["record"], told["record"]]) == 0
+    assert "no difference seen" in capsys.readouterr().out

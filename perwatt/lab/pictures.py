@@ -326,13 +326,14 @@ def _legend(figure: Figure, colours: dict[str, str], extra: Sequence[tuple[str, 
 def _plain_ticks(axes: Axes) -> None:
     """Label the logarithmic x axis with plain numbers, between the powers of ten too where it spans few of them."""
     low, high = axes.get_xlim()
+    digits = "2 5" if high > 8 * low else "2 3 5 7" if high > 3 * low else "1 2 3 4 5 6 7 8 9"
+
+    def between(value: float, _: int) -> str:
+        text = number_text(value, 1)
+        return text if text.strip("0.,")[:1] in digits.split() else ""
+
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value, 1)))
-    axes.xaxis.set_minor_formatter(FuncFormatter(_some_minor) if high < 30 * low else NullFormatter())
-
-
-def _some_minor(value: float, _: int) -> str:
-    text = number_text(value, 1)
-    return text if text.strip("0.,")[:1] in ("2", "5") else ""
+    axes.xaxis.set_minor_formatter(FuncFormatter(between) if high < 30 * low else NullFormatter())
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -346,10 +347,10 @@ def svg(figure: Figure, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px sans-serif", text)
-    # The page decides the width; the picture keeps its shape.
-    return re.sub(r'<svg ([^>]*?)height="[\d.]+pt"', r"<svg \1", text, count=1).replace(
-        "<svg ", f'<svg role="img" aria-label="{name}" ', 1
-    )
+    # The page decides the width, up to one at which its text is as large as the page's; the picture keeps its shape.
+    most = f"max-width: {1.6 * 72 * figure.get_figwidth():.0f}px"
+    text = re.sub(r'<svg ([^>]*?)height="[\d.]+pt"', r"<svg \1", text, count=1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{name}" style="{most}" ', 1)
 
 
 def png(figure: Figure) -> bytes:
