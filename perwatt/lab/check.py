@@ -56,6 +56,11 @@ def require_valid(record: Record, name: str) -> None:
 
 def _raw(record: Record) -> Iterator[Finding]:
     """Yield contradictions among the raw samples themselves."""
+    blocks = [(f"rows[{index}].blocks[{each}]", block) for index, row in enumerate(record.rows)
+              for each, block in enumerate(row.blocks)]  # fmt: skip
+    if record.noise is not None:
+        blocks += [(f"noise.blocks[{each}]", block) for each, block in enumerate(record.noise.blocks)]
+    yield from _raw_blocks(blocks)
     references = figures.references_by_case(record.references)
     if len(record.references) != sum(map(len, references.values())):
         yield Finding("references", "one input twice", "each input once")
@@ -71,11 +76,6 @@ def _raw(record: Record) -> Iterator[Finding]:
             yield Finding(f"rows[{index}]", "a second row of the same name", f"rows[{seen[name]}] only")
         seen[name] = index
         yield from _raw_row(f"rows[{index}]", row, references.get((row.network, row.batch), {}))
-    blocks = [(f"rows[{index}].blocks[{each}]", block) for index, row in enumerate(record.rows)
-              for each, block in enumerate(row.blocks)]  # fmt: skip
-    if record.noise is not None:
-        blocks += [(f"noise.blocks[{each}]", block) for each, block in enumerate(record.noise.blocks)]
-    yield from _raw_blocks(blocks)
     if record.partial != (record.partial_reason is not None):
         yield Finding("partial_reason", str(record.partial_reason), "a reason if and only if the Record is partial")
 
