@@ -53,7 +53,8 @@ def _installed(distributions: Iterable[str]) -> list[str] | None:
 def _engine(engine: EngineEntry, machine: Machine) -> Finding:
     found = _installed(engine.distributions)
     if found is None:
-        return Finding("engine", engine.name, False, "not installed", engine.install)
+        remedy = engine.install or f"python -m pip install {' '.join(engine.distributions)}"
+        return Finding("engine", engine.name, False, "not installed", remedy)
     if find_spec(engine.target.partition(":")[0]) is None:
         return Finding("engine", engine.name, False, "not part of this version of perwatt", None)
     if engine.device == "cuda" and machine.gpu is None:
