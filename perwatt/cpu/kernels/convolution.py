@@ -61,6 +61,7 @@ class Slot(IntEnum):
     PIXEL_CHUNKS = 19  # chunks of pixel tiles in one image
     GROUP_CHUNKS = 20
     PIXELS_OUTSIDE = 21  # 1: neighbouring tasks share channels; 0: neighbouring tasks share pixels
+    CHANNELS = 22  # output channels; lanes behind them are written as zeros
 
 
 SLOTS = len(Slot)
@@ -78,11 +79,12 @@ class Shape:
     steps: int
     activation: Activation = NO_ACTIVATION
     residual: bool = False
+    tail: bool = False
 
     @property
     def name(self) -> str:
         """The exported function's name, which holds all that the code depends on."""
-        tail = f"{self.activation.label}{'_residual' if self.residual else ''}"
+        tail = f"{self.activation.label}{'_residual' if self.residual else ''}{'_tail' if self.tail else ''}"
         return f"convolution_{self.lanes}_{self.rows}x{self.columns}_stride{self.row_stride}_steps{self.steps}_{tail}"
 
 
@@ -128,6 +130,9 @@ def convolution(shape: Shape) -> Module:
                     residual_places = [
                         image_residual + k.table_entry(residual_blocks, block + column) for column in range(columns)
                     ]
+                if shape.tail:
+                    channels = k.argument(Slot.CHANNELS)
+                    kept = [k.lane_range(0, channels - (block + column) * lanes) for column in range(columns)]
                 start = [k.load(bias + block * lanes, column * lanes) for column in range(columns)]
                 with k.loop(tile_first, tile_last) as over_tiles:
                     row = over_tiles.index // across
@@ -143,7 +148,11 @@ def convolution(shape: Shape) -> Module:
                             value = sums[r * columns + column]
                             if shape.residual:
                                 value = value + k.load(residual_places[column] + place, r * lanes)
-                            k.store(activate(k, value, shape.activation), y_places[column] + place, r * lanes)
+                            value = activate(k, value, shape.activation)
+                            if shape.tail:
+                                # Zero weights would not do: an infinite input times zero is no number.
+                                value = k.select(kept[column], value, 0.0)
+                            k.store(value, y_places[column] + place, r * lanes)
     return module
 
 
@@ -273,7 +282,8 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     together = c.kernel[1] if c.dilations[1] == 1 and c.kernel[1] <= MOST_STEPS else 1
     steps = lanes if blocked else together
     taps_across = c.kernel[1] if blocked else c.kernel[1] // together
-    shape = Shape(lanes, tile["rows"], tile["columns"], c.strides[1] * pixel, steps, c.activation, c.residual)
+    tail = c.outputs % lanes > 0
+    shape = Shape(lanes, tile["rows"], tile["columns"], c.strides[1] * pixel, steps, c.activation, c.residual, tail)
     entries = planes // c.groups * c.kernel[0] * taps_across
 
     def table() -> np.ndarray:
@@ -297,7 +307,7 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
         Packed("residual blocks", lambda: residual_offsets(step)), len(starts),
         Packed(f"first blocks {tile['columns']}", lambda: starts),
         Packed(f"group inputs {tile['columns']} {plane_stride}", lambda: group_of * group_stride),
-        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"],
+        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"], c.outputs,
     )  # fmt: skip
     return (*calls, Call(shape.name, _source(shape), words))
 

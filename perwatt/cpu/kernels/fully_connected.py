@@ -105,7 +105,10 @@ def _pack(step: Step, starts: np.ndarray, columns: int) -> np.ndarray:
 def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     lanes, x, y, residual = step.lanes, operand(step, 0), step.outputs[0], residual_of(step)
     images, depth, outputs = _sizes(step)
-    shape = Shape(lanes, tile["rows"], tile["columns"], lanes, lanes, activation_of(step), residual is not None)
+    shape = Shape(
+        lanes, tile["rows"], tile["columns"], lanes, lanes, activation_of(step), residual is not None,
+        outputs % lanes > 0,
+    )  # fmt: skip
     starts = first_blocks(outputs, 1, lanes, tile["columns"])
     words: tuple[Word, ...] = (
         Operand(x.name), Packed(f"weights {tile['columns']}", lambda: _pack(step, starts, tile["columns"])),
@@ -116,7 +119,7 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
         Packed("residual blocks", lambda: residual_offsets(step)), len(starts),
         Packed(f"first blocks {tile['columns']}", lambda: starts),
         Packed(f"group inputs {tile['columns']}", lambda: np.zeros(len(starts), np.int64)),
-        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"],
+        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"], outputs,
     )  # fmt: skip
     return (Call(shape.name, lambda: str(convolution(shape)), words),)
 

@@ -55,6 +55,7 @@ class Slot(IntEnum):
     FIRST_BLOCKS = 27  # table: the first block of V output channels of each group
     GROUP_BLOCKS = 28  # blocks of V input channels that one output channel reads
     GROUP_INPUTS = 29  # table: where in a plane of the transformed input each group's channels begin
+    CHANNELS = 30  # output channels; lanes behind them are written as zeros
 
 
 SLOTS = len(Slot)
@@ -71,11 +72,12 @@ class Shape:
     columns: int
     activation: Activation = NO_ACTIVATION
     residual: bool = False
+    tail: bool = False
 
     @property
     def stem(self) -> str:
         """The common part of the exported functions' names."""
-        tail = f"{self.activation.label}{'_residual' if self.residual else ''}"
+        tail = f"{self.activation.label}{'_residual' if self.residual else ''}{'_tail' if self.tail else ''}"
         return f"winograd_{self.lanes}_f{self.outputs}_{self.taps}_{self.rows}x{self.columns}_{tail}"
 
     @property
@@ -216,6 +218,8 @@ def _transform_outputs(
     if shape.residual:
         residual_block = k.pointer(Slot.RESIDUAL) + k.table_entry(k.pointer(Slot.RESIDUAL_BLOCKS), block)
     half_done = k.scratch(outputs * size * lanes)
+    if shape.tail:
+        kept = k.lane_range(0, k.argument(Slot.CHANNELS) - block * lanes)
     with k.loop(0, count) as over_tiles:
         for j in range(size):
             column_values = [k.load(m + over_tiles.index * lanes, m_plane * (i * size + j)) for i in range(size)]
@@ -236,4 +240,5 @@ def _transform_outputs(
                         total = value + bias
                         if shape.residual:
                             total = total + k.load(other, offset)
-                        k.store(activate(k, total, shape.activation), target, offset)
+                        total = activate(k, total, shape.activation)
+                        k.store(k.select(kept, total, 0.0) if shape.tail else total, target, offset)

@@ -147,7 +147,8 @@ def scratch_bytes(outputs: int, taps: int, shared: bool, step: Step, tile: Tile)
 def calls(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tuple[Call, ...]:
     """Return the kernel calls: one when fused, two when the transformed input is shared."""
     c, lanes, x, y = read_convolution(step), step.lanes, operand(step, 0), step.outputs[0]
-    shape = Shape(lanes, outputs, taps, tile["rows"], tile["columns"], c.activation, c.residual)
+    tail = c.outputs % lanes > 0
+    shape = Shape(lanes, outputs, taps, tile["rows"], tile["columns"], c.activation, c.residual, tail)
     down, across = _tiles_of(c, outputs)
     common, part = _scratch_layout(outputs, taps, shared, step, tile)
     starts = first_blocks(c.outputs, c.groups, lanes, tile["columns"])
@@ -169,6 +170,7 @@ def calls(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tupl
         Packed(
             f"winograd group inputs {tile['columns']} {block_floats}", lambda: group_of * (group_blocks * block_floats)
         ),
+        c.outputs,
     )  # fmt: skip
     if not shared:
         return (Call(f"{shape.stem}_fused", lambda: str(winograd_fused(shape)), words),)
