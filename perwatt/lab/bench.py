@@ -30,7 +30,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
         profile.name: profile
         for profile in (
             Profile(name="quick", half_width=0.03, block_s=0.1, minimum_rounds=6, limit_s=270, load_limit_s=40),
-            Profile(name="standard", half_width=0.015, block_s=0.25, minimum_rounds=10, limit_s=1800, load_limit_s=360),
+            Profile(name="standard", half_width=0.015, block_s=0.25, minimum_rounds=10, limit_s=1800, load_limit_s=450),
             Profile(name="long", half_width=0.0075, block_s=0.5, minimum_rounds=20, limit_s=14400, load_limit_s=1200),
         )
     }

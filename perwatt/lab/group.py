@@ -16,7 +16,7 @@ MOST_RUNS = 2000  # in one block; their durations are all kept
 NULL_RUNS = 1000
 WARM_SHARE = 0.25  # a run shorter than this share of a block is made once untimed before it: that fills the caches
 SLOW_LANE = 4.0  # a lane whose block takes this many times the median's takes part in every fourth pair of rounds only
-PATIENCE = 0.25  # of the time that loading may take at the longest, an engine may plan to use
+PATIENCE = 0.2  # of the time that loading may take at the longest, an engine may plan to use
 LOADING_SHARE = 0.6  # of a group's time; what has not been loaded by then is skipped, or nothing would be measured
 LONG_RUN_S = 1.0  # an engine whose first run took longer needs no second one apart to be warm
 RESERVE_BYTES = 1 << 30
@@ -157,7 +157,6 @@ def _take_turns(group: Group, alive: list[Lane], session: Session, deadline: flo
         if index % 2 == 0 and index >= profile.minimum_rounds and _is_precise(group, alive, session):
             return
         middle_s = float(np.median([lane.block_s(profile) for lane in running]))
-        session.report(f"{group.name}: round {index + 1}")
         round_index, group.rounds = group.rounds, group.rounds + 1
         for place in order:
             lane = alive[place]
@@ -165,6 +164,7 @@ def _take_turns(group: Group, alive: list[Lane], session: Session, deadline: flo
                 continue
             if index and session.left_s() < lane.block_s(profile):
                 return
+            session.report(f"{group.name}: round {index + 1}, {lane.engine} {lane.precision}")
             _one_block(group, lane, alive, round_index, session)
 
 

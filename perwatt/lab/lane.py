@@ -81,7 +81,8 @@ class Lane:
 
     def block_s(self, profile: Profile) -> float:
         """Return about how long the lane's next block takes."""
-        return max(NULL_BLOCK_S if self.engine == NULL else profile.block_s, self.run_s) + conditions.POLL_S
+        wait_s = self.blocks[-1].wait_s if self.blocks else conditions.POLL_S
+        return max(NULL_BLOCK_S if self.engine == NULL else profile.block_s, self.run_s) + wait_s
 
 
 @dataclass

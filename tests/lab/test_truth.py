@@ -95,6 +95,14 @@ def test_the_previous_output_is_caught_even_where_images_look_alike(wanted: np.n
     assert "another image" in (fault(previous, alike, "bf16") or "")
 
 
+def test_the_same_bits_are_no_lie_where_the_references_are_as_good_as_equal() -> None:
+    saturated = np.zeros((2, BATCH, CLASSES), np.float32)
+    saturated[:, :, 7] = 1
+    saturated[1, :, 8] = 1e-30
+    assert truth.output_hash(saturated[0]) != truth.output_hash(saturated[1])
+    assert fault({0: saturated[0], 1: saturated[0]}, saturated) is None
+
+
 def test_images_of_a_batch_in_another_order_are_caught(wanted: np.ndarray) -> None:
     rolled = {i: np.roll(wanted[i], 1, axis=0) for i in range(INPUTS)}
     assert "another image" in (fault(rolled, wanted) or "")
