@@ -1,5 +1,6 @@
 """ncnn on the CPU, its storage types pinned; a batch is run in whichever of two ways is faster."""
 
+import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,8 +37,15 @@ class NcnnEngine:
             parts = sections(read(job.model_path), job.output_name)
         except NetworkError as error:
             raise EngineRefused(f"ncnn: {error}") from error
+        half = job.precision == "fp16" and platform.machine().lower() in ("x86_64", "amd64")
+        if half and not any("\nInnerProduct " in part.parameters for part in parts):
+            raise EngineRefused(
+                "ncnn: fp16 on x86 is the weights of fully connected layers only, and this network has none; use fp32"
+            )
         self._options: dict[str, str] = {}
         self._parts = parts
+        # Memory is kept between runs, as in ncnn's own benchmark; the networks point at these and must not outlive them.
+        self._allocators = (ncnn.UnlockedPoolAllocator(), ncnn.PoolAllocator())
         self._networks = [self._network(part, job) for part in parts]
         self._output: np.ndarray | None = None
         self._copy_input = parts[0].first_layer in _TOUCHES_ITS_INPUT  # it works in place, and would spoil the input
@@ -50,8 +58,10 @@ class NcnnEngine:
             precision=job.precision,
             options={
                 **self._options,
-                "batch": way + (", then the fully connected layers over the batch as rows" if len(parts) > 1 else ""),
+                "batch": way + (", then the layers behind the maps over the batch as rows" if len(parts) > 1 else ""),
                 **({"trial": trial} if trial else {}),
+                **({"fp16": "the weights of fully connected layers; all else is fp32"} if half else {}),
+                "allocators": "pools for tensors and workspace",
                 "conversion": "by perwatt: batch normalisation and activations fused, shapes given",
             },
         )
@@ -74,6 +84,7 @@ class NcnnEngine:
             "use_vulkan_compute": False,
             "num_threads": job.threads,
         }
+        network.opt.blob_allocator, network.opt.workspace_allocator = self._allocators
         for name, value in chosen.items():
             setattr(network.opt, name, value)
             if getattr(network.opt, name) != value:
