@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from perwatt.cpu.ir import Module
-from perwatt.graph import Attribute
 from perwatt.plan.algorithm import Step, Tensor, Tile
 
 # What two cores of today's machines move from and to caches and memory; only the order of magnitude matters here,
@@ -95,14 +94,18 @@ def wholes(step: Step, name: str) -> tuple[int, ...]:
 
 def real(step: Step, name: str) -> float:
     """Return an attribute that is one real number; raises KeyError or TypeError when the step has no such number."""
-    return as_real(step.attributes[name])
-
-
-def as_real(value: Attribute) -> float:
-    """Return an attribute's value as a real number; raises TypeError when it is none."""
+    value = step.attributes[name]
     if not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{step.operator} {step.name}: attribute {name} is {value!r}, no number")
     return float(value)
+
+
+def reals(step: Step, name: str) -> tuple[float, ...]:
+    """Return an attribute that is a tuple of real numbers; raises KeyError or TypeError when there is none."""
+    value = step.attributes[name]
+    if not isinstance(value, tuple):
+        raise TypeError(f"{step.operator} {step.name}: attribute {name} is {value!r}, no tuple of numbers")
+    return tuple(float(item) for item in value)
 
 
 def bits(*numbers: float) -> str:
