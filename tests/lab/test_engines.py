@@ -134,7 +134,7 @@ def test_a_missing_library_names_the_command_that_installs_it(engine: str, tmp_p
         worker.start(60)
 
 
-@pytest.mark.parametrize("engine", ["ncnn", "torch"])
+@pytest.mark.parametrize("engine", ["ncnn", pytest.param("torch", marks=pytest.mark.slow)])
 def test_an_operator_without_a_translation_is_named(engine: str, tmp_path: Path) -> None:
     if not importlib.util.find_spec(LIBRARIES[engine]):
         pytest.skip(f"{engine} is not installed")

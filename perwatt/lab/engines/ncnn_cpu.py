@@ -44,7 +44,7 @@ class NcnnEngine:
             )
         self._options: dict[str, str] = {}
         self._parts = parts
-        # Memory is kept between runs, as in ncnn's own benchmark; the networks point at these and must not outlive them.
+        # Memory is kept between runs, as in ncnn's own benchmark; the networks must not outlive these.
         self._allocators = (ncnn.UnlockedPoolAllocator(), ncnn.PoolAllocator())
         self._networks = [self._network(part, job) for part in parts]
         self._output: np.ndarray | None = None
