@@ -10,6 +10,7 @@ from perwatt.cpu.kernels.movement import MOVEMENT
 from perwatt.cpu.kernels.normalization import LRN, SOFTMAX
 from perwatt.cpu.kernels.pooling import GLOBAL_POOLING, POOLING
 from perwatt.cpu.kernels.reorder import REORDER
+from perwatt.cpu.kernels.resize import RESIZE
 from perwatt.cpu.kernels.space_to_depth import SPACE_TO_DEPTH
 from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD
 from perwatt.plan.algorithm import Algorithm
@@ -21,4 +22,5 @@ KERNELS: tuple[Algorithm, ...] = (
     ELEMENTWISE,
     CHANNELS,
     MOVEMENT,
+    RESIZE,
 )  # fmt: skip
