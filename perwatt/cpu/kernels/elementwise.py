@@ -16,7 +16,7 @@ import numpy as np
 
 from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Vector
 from perwatt.cpu.kernels import operands
-from perwatt.cpu.kernels.functions import COPIES, FUNCTIONS, numbers
+from perwatt.cpu.kernels.functions import COPIES, FUNCTIONS, INTERNAL, numbers
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tensor, Tile, Word
 
 OUTER_AXES = 5
@@ -253,7 +253,8 @@ def collapsed(shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> tuple[
     return sizes or [1], [steps or [0] for steps in strides]
 
 
-def _plain_call(step: Step, operator: str, given: tuple[float, ...], tensors: Sequence[tuple[Tensor, Word]]) -> Call:
+def plain_call(step: Step, operator: str, given: tuple[float, ...], tensors: Sequence[tuple[Tensor, Word]]) -> Call:
+    """Return the call that makes a step's first output of plain tensors, each with its address."""
     sizes, strides = collapsed([tensor.shape for tensor, _ in tensors], step.outputs[0].shape)
     outer = [1] * (OUTER_AXES + 1 - len(sizes)) + sizes[:-1]
     kinds = "".join("c" if steps[-1] else "s" for steps in strides)
@@ -318,7 +319,7 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
         return tuple(_blocked_call(step, name, n, group) for name, n, group in _groups(operator, given, parts, own))
     tensors = [_plain_operand(step, tensor, i) for i, tensor in enumerate(_inputs(step))]
     mine = (output, Operand(output.name))
-    return tuple(_plain_call(step, name, n, group) for name, n, group in _groups(operator, given, tensors, mine))
+    return tuple(plain_call(step, name, n, group) for name, n, group in _groups(operator, given, tensors, mine))
 
 
 def _own_strides(step: Step) -> tuple[int, int, int]:
@@ -364,7 +365,7 @@ def _blocked_batch_normalization(step: Step) -> Call:
 
 ELEMENTWISE = Algorithm(
     "elementwise",
-    (*(name for name in FUNCTIONS if name not in ("Identity", "ScaleAndShift")), *COPIES),
+    (*(name for name in FUNCTIONS if name not in INTERNAL), *COPIES),
     _accepts,
     operands.one_tile,
     operands.traffic_seconds,

@@ -101,8 +101,12 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
         "PRelu": _prelu,
         "BatchNormalization": _batch_normalization,
         "ScaleAndShift": _scale_and_shift,
+        "Scale": lambda k, x, numbers: x[0] * numbers[0],
+        "WeightedSum": lambda k, x, numbers: k.fma(x[0], k.constant(numbers[0]), x[1] * numbers[1]),
     }
 )
+# Functions that are parts of other operators, or stand for several.
+INTERNAL = ("Identity", "ScaleAndShift", "Scale", "WeightedSum")
 # Operators that copy: in plain order a new shape moves nothing.
 COPIES = ("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
 _NUMBERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
