@@ -6,9 +6,11 @@ from perwatt.cpu.kernels.depthwise import DEPTHWISE
 from perwatt.cpu.kernels.elementwise import ELEMENTWISE
 from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED
 from perwatt.cpu.kernels.grouped import GROUPS_JOINED
+from perwatt.cpu.kernels.matrix import MATRIX_PRODUCT
 from perwatt.cpu.kernels.movement import MOVEMENT
 from perwatt.cpu.kernels.normalization import LRN, SOFTMAX
 from perwatt.cpu.kernels.pooling import GLOBAL_POOLING, POOLING
+from perwatt.cpu.kernels.reduction import REDUCTION
 from perwatt.cpu.kernels.reorder import REORDER
 from perwatt.cpu.kernels.resize import RESIZE
 from perwatt.cpu.kernels.space_to_depth import SPACE_TO_DEPTH
@@ -23,4 +25,6 @@ KERNELS: tuple[Algorithm, ...] = (
     CHANNELS,
     MOVEMENT,
     RESIZE,
+    REDUCTION,
+    MATRIX_PRODUCT,
 )  # fmt: skip
