@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from kernel_runner import each_width, lanes_here, run, step
 
 from perwatt.cpu.kernels.pooling import GLOBAL_POOLING, POOLING
+from perwatt.cpu.kernels.pooling_plain import PLAIN_POOLING
 from perwatt.graph import Builder
 from perwatt.plan.algorithm import Step
 
@@ -47,7 +49,10 @@ def expected(x: np.ndarray, s: Step) -> np.ndarray:
     return y
 
 
-def pool(operator: str, shape: tuple[int, ...], lanes: int, threads: int = 1, spare: int = 0, **attributes) -> Step:
+def pool(
+    operator: str, shape: tuple[int, ...], lanes: int, threads: int = 1, spare: int = 0, layout: str = "blocked",
+    **attributes: Any,
+) -> Step:  # fmt: skip
     """Return a pooling Step; its output's shape comes from the operator table."""
     b = Builder("pool")
     b.input("x", shape)
@@ -56,7 +61,7 @@ def pool(operator: str, shape: tuple[int, ...], lanes: int, threads: int = 1, sp
     node = graph.nodes[0]
     return step(
         operator, [("x", shape)], [graph.values[y].shape],
-        lanes=lanes, threads=threads, spare_blocks=spare, **node.attributes,
+        lanes=lanes, threads=threads, spare_blocks=spare, layouts=layout, **node.attributes,
     )  # fmt: skip
 
 
@@ -64,8 +69,9 @@ def check(s: Step, x: np.ndarray, settings_tried: int = 3) -> None:
     """The first tile settings give the expected values: maxima exactly, averages up to one rounding per addition."""
     wanted = expected(x, s)
     terms = math.prod(s.attributes["kernel_shape"])
-    for tile in POOLING.tiles(s)[:settings_tried]:
-        got = run(POOLING, s, {"x": x}, tile)[0]
+    algorithm = POOLING if s.outputs[0].layout == "blocked" else PLAIN_POOLING
+    for tile in algorithm.tiles(s)[:settings_tried]:
+        got = run(algorithm, s, {"x": x}, tile)[0]
         if s.operator == "MaxPool":
             np.testing.assert_array_equal(got, wanted.astype(np.float32))
         else:
@@ -93,6 +99,16 @@ def test_windows(operator: str, shape: tuple[int, ...], attributes: dict, lanes:
     includes = ({"count_include_pad": 0}, {"count_include_pad": 1}) if operator == "AveragePool" else ({},)
     for threads, more in zip((1, 3), itertools.cycle(includes), strict=False):
         check(pool(operator, shape, lanes, threads, spare=threads - 1, **attributes, **more), x, 1)
+
+
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+def test_plain_windows(operator: str) -> None:
+    cubes = [((1, 2, 3, 4, 5), {"kernel_shape": (2, 3, 1), "pads": (1, 1, 0, 0, 2, 0), "strides": (1, 2, 3)})]
+    for shape, attributes in [*CASES, *cubes]:
+        x = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+        for threads in (1, 3):
+            more = {"count_include_pad": threads % 2} if operator == "AveragePool" else {}
+            check(pool(operator, shape, lanes_here()[0], threads, layout="plain", **attributes, **more), x)
 
 
 @pytest.mark.slow
