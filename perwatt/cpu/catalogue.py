@@ -10,6 +10,7 @@ from perwatt.cpu.kernels.matrix import MATRIX_PRODUCT
 from perwatt.cpu.kernels.movement import MOVEMENT
 from perwatt.cpu.kernels.normalization import LRN, SOFTMAX
 from perwatt.cpu.kernels.pooling import GLOBAL_POOLING, POOLING
+from perwatt.cpu.kernels.pooling_plain import PLAIN_POOLING
 from perwatt.cpu.kernels.reduction import REDUCTION
 from perwatt.cpu.kernels.reorder import REORDER
 from perwatt.cpu.kernels.resize import RESIZE
@@ -27,4 +28,5 @@ KERNELS: tuple[Algorithm, ...] = (
     RESIZE,
     REDUCTION,
     MATRIX_PRODUCT,
+    PLAIN_POOLING,
 )  # fmt: skip
