@@ -1,4 +1,4 @@
-"""Winograd convolution: its matrices, every size fused and shared, and how much it adds to direct rounding."""
+"""Winograd convolution: its matrices, every size fused, shared and staged, and how much it adds to direct rounding."""
 
 from dataclasses import replace
 
@@ -113,13 +113,15 @@ def test_error_stays_within_ten_times_that_of_direct_convolution(algorithm: Algo
 
 @pytest.mark.parametrize("lanes", each_width())
 def test_the_result_does_not_depend_on_the_team_or_the_blocks(lanes: int) -> None:
-    fused, shared = (a for a in WINOGRAD if "F(4,3)" in a.name)
+    fused, shared, staged = (a for a in WINOGRAD if "F(4,3)" in a.name)
     results = []
     for threads in (1, 2, 3, 5):
         posed = problem(Case(17, 24, (13, 11), images=2, lanes=lanes, threads=threads, residual=True))
         for block in (4, 8):
             tile = {"rows": 4, "columns": 1, "block": block}
             results.append(run(fused, posed.step, posed.feeds, tile)[0])
+        for block in (8, 24):
+            results.append(run(staged, posed.step, posed.feeds, {"rows": 4, "columns": 1, "block": block})[0])
         results.append(run(shared, posed.step, posed.feeds, {"rows": 4, "columns": 1, "block": 24})[0])
     assert all(np.array_equal(result, results[0]) for result in results)
 
@@ -127,9 +129,10 @@ def test_the_result_does_not_depend_on_the_team_or_the_blocks(lanes: int) -> Non
 def test_nan_reaches_at_least_what_the_definition_reaches() -> None:
     """It may spread over the tile it lies in: transforms subtract infinities. Other tiles must be untouched."""
     posed = problem(Case(17, 7, (12, 12), lanes=WIDEST))
-    clean = run(WINOGRAD[2], posed.step, posed.feeds, {"rows": 4, "columns": 1, "block": 12})[0]
+    fused = next(a for a in WINOGRAD if a.name == "winograd F(4,3) fused")
+    clean = run(fused, posed.step, posed.feeds, {"rows": 4, "columns": 1, "block": 12})[0]
     posed.feeds["x"][0, 3, 5, 6] = np.nan
-    got = run(WINOGRAD[2], posed.step, posed.feeds, {"rows": 4, "columns": 1, "block": 12})[0]
+    got = run(fused, posed.step, posed.feeds, {"rows": 4, "columns": 1, "block": 12})[0]
     assert np.isnan(got[:, :, 4:7, 5:8]).all()
     far = np.ones((12, 12), bool)
     far[4:8, 4:8] = False  # the 4 x 4 outputs whose 6 x 6 inputs hold it

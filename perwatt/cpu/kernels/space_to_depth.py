@@ -105,17 +105,17 @@ def _accepts(outputs: int, taps: int, step: Step) -> str | None:
         return "not a strided square convolution"
     if -(-c.kernel[0] // stride) != taps:
         return f"does not become {taps}x{taps}"
-    return winograd.accepts(outputs, taps, False, _derived(step)[1])
+    return winograd.accepts(outputs, taps, "fused", _derived(step)[1])
 
 
 def _tiles(outputs: int, taps: int, step: Step) -> list[Tile]:
-    return winograd.tiles(outputs, taps, False, _derived(step)[1])
+    return winograd.tiles(outputs, taps, "fused", _derived(step)[1])
 
 
 def _seconds(outputs: int, taps: int, step: Step, tile: Tile) -> float:
     c, derived, height, width = _derived(step)
     copied = 4 * c.images * c.channels * height * width
-    return winograd.seconds(outputs, taps, False, derived, tile) + 6 * copied / CACHE_BYTES_PER_S / step.threads
+    return winograd.seconds(outputs, taps, "fused", derived, tile) + 6 * copied / CACHE_BYTES_PER_S / step.threads
 
 
 def _part_bytes(step: Step) -> tuple[int, int]:
@@ -127,7 +127,7 @@ def _part_bytes(step: Step) -> tuple[int, int]:
 
 
 def _scratch_bytes(outputs: int, taps: int, step: Step, tile: Tile) -> int:
-    return sum(_part_bytes(step)) + winograd.scratch_bytes(outputs, taps, False, _derived(step)[1], tile)
+    return sum(_part_bytes(step)) + winograd.scratch_bytes(outputs, taps, "fused", _derived(step)[1], tile)
 
 
 def _calls(outputs: int, taps: int, step: Step, tile: Tile) -> tuple[Call, ...]:
@@ -155,7 +155,7 @@ def _calls(outputs: int, taps: int, step: Step, tile: Tile) -> tuple[Call, ...]:
         Call(f"padding_{lanes}", lambda: str(padding(lanes)), frame),
         Call(f"space_to_depth_{stride}_v{lanes}", lambda: str(space_to_depth(lanes, stride)), patch_words),
     ]
-    for call in winograd.calls(outputs, taps, False, derived, tile):
+    for call in winograd.calls(outputs, taps, "fused", derived, tile):
         moved = tuple(_moved(word, framed_bytes, framed_bytes + patch_bytes) for word in call.words)
         calls.append(replace(call, words=moved))
     return tuple(calls)

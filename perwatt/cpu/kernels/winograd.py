@@ -1,16 +1,18 @@
 """Winograd convolution F(m x m, r x r), stride 1: input transform, α² matrix products, output transform.
 
-Two ways to spread it over a team:
+Three ways to spread it over a team:
   fused    each thread takes blocks of tiles through all three stages in a scratch of its own that fits its L2; the
            transformed weights are read once per block. For maps with many tiles.
   shared   step one transforms every tile into a buffer all threads see; step two gives each thread a part of the output
            channels, so the transformed weights are read once in all. For small maps at small batch, where reading the
            weights is what takes the time.
+  staged   all three stages apart, for a block of tiles at a time; a thread multiplies whole planes, so that one plane's
+           inputs and weights meet in its L2. For many channels and many tiles, where the weights exceed the caches.
 
 Layouts, in floats (V lanes, T tiles in a block, C input and K output channels in blocks of V):
   transformed input   [α²][C/V][T][V], with one vector of padding after each of the α² planes against aliasing in L1
   transformed weights [K group][α²][C][columns·V]
-  products            [α²][columns][T][V], padded likewise
+  products            [α²][columns][T][V], padded likewise; staged: [α²][K/V][T][V]
 """
 
 from dataclasses import dataclass
@@ -56,6 +58,9 @@ class Slot(IntEnum):
     GROUP_BLOCKS = 28  # blocks of V input channels that one output channel reads
     GROUP_INPUTS = 29  # table: where in a plane of the transformed input each group's channels begin
     CHANNELS = 30  # output channels; lanes behind them are written as zeros
+    FIRST_TILE = 31  # staged: the block of tiles this call is for
+    TILE_COUNT = 32
+    OUTPUT_CHANNEL_BLOCKS = 33  # staged: blocks of V output channels
 
 
 SLOTS = len(Slot)
@@ -126,6 +131,48 @@ def winograd_shared(shape: Shape) -> Module:
     return module
 
 
+def winograd_staged(shape: Shape) -> Module:
+    """Return the module of three kernels for a block of tiles: `..._input`, `..._products` and `..._output`."""
+    module, lanes = Module(f"{shape.stem}_staged", shape.lanes), shape.lanes
+    matrices = transform(shape.outputs, shape.taps)
+    planes = matrices.size * matrices.size
+    with module.kernel(f"{shape.stem}_staged_input") as k:
+        tile, count, block = (k.argument(s) for s in (Slot.FIRST_TILE, Slot.TILE_COUNT, Slot.BLOCK))
+        channel_blocks = k.argument(Slot.CHANNEL_BLOCKS)
+        plane = channel_blocks * block * lanes + shape.plane_padding
+        first, last = k.share(count * channel_blocks)
+        with k.loop(first, last) as tasks:
+            channel = tasks.index // count
+            here = tile + (tasks.index - channel * count)
+            v = k.pointer(Slot.TRANSFORMED)
+            _transform_inputs(k, shape, v, plane, block, tile, here, here + 1, channel, channel + 1)
+    with module.kernel(f"{shape.stem}_staged_products") as k:
+        count, block, groups = (k.argument(s) for s in (Slot.TILE_COUNT, Slot.BLOCK, Slot.GROUPS))
+        plane = k.argument(Slot.CHANNEL_BLOCKS) * block * lanes + shape.plane_padding
+        m_plane = k.argument(Slot.OUTPUT_CHANNEL_BLOCKS) * block * lanes + shape.plane_padding
+        panel = k.argument(Slot.GROUP_BLOCKS) * (lanes * shape.columns * lanes)
+        first, last = k.share(groups * planes)
+        with k.loop(first, last) as tasks:
+            number = tasks.index // groups
+            group = tasks.index - number * groups
+            a = k.pointer(Slot.TRANSFORMED) + number * plane + k.table_entry(k.pointer(Slot.GROUP_INPUTS), group)
+            weights = k.pointer(Slot.WEIGHTS) + (group * planes + number) * panel
+            first_block = k.table_entry(k.pointer(Slot.FIRST_BLOCKS), group)
+            m = k.pointer(Slot.SCRATCH) + number * m_plane + first_block * block * lanes
+            _products(k, shape, a, weights, m, block, count)
+    with module.kernel(f"{shape.stem}_staged_output") as k:
+        tile, count, block = (k.argument(s) for s in (Slot.FIRST_TILE, Slot.TILE_COUNT, Slot.BLOCK))
+        out_blocks = k.argument(Slot.OUTPUT_CHANNEL_BLOCKS)
+        m_plane = out_blocks * block * lanes + shape.plane_padding
+        first, last = k.share(out_blocks * count)
+        with k.loop(first, last) as tasks:
+            out_block = tasks.index // count
+            here = tasks.index - out_block * count
+            m = k.pointer(Slot.SCRATCH) + (out_block * block + here) * lanes
+            _transform_outputs(k, shape, matrices, m, m_plane, tile + here, 1, out_block)
+    return module
+
+
 def _place(k: Kernel, tile: Index) -> tuple[Index, Index, Index]:
     """Return (image, tile row, tile column) of a tile of the whole batch."""
     across, down = k.argument(Slot.TILES_ACROSS), k.argument(Slot.TILES_DOWN)
@@ -180,35 +227,40 @@ def _products_and_outputs(
     first_group: Whole, last_group: Whole,
 ) -> None:  # fmt: skip
     """Multiply tiles [tile, tile + count) with the channel groups' weights and write their outputs."""
-    matrices, lanes, rows, columns = transform(shape.outputs, shape.taps), shape.lanes, shape.rows, shape.columns
+    matrices, lanes, columns = transform(shape.outputs, shape.taps), shape.lanes, shape.columns
     planes = matrices.size * matrices.size
-    channel_blocks, table = k.argument(Slot.GROUP_BLOCKS), k.pointer(Slot.TABLE)
-    panel = channel_blocks * (lanes * columns * lanes)
+    panel = k.argument(Slot.GROUP_BLOCKS) * (lanes * columns * lanes)
     m_plane = block * (columns * lanes) + shape.plane_padding
-    zero = k.constant(0.0)
     with k.loop(first_group, last_group) as groups:
         weights = k.pointer(Slot.WEIGHTS) + groups.index * panel * planes
         source_channels = v + k.table_entry(k.pointer(Slot.GROUP_INPUTS), groups.index)
         with k.loop(0, planes) as over_planes:
             a, b = source_channels + over_planes.index * plane, weights + over_planes.index * panel
-            with k.loop(0, (count + (rows - 1)) // rows) as over_rows:
-                row = k.minimum_index(over_rows.index * rows, k.maximum_index(block - rows, 0))
-                sums = multiply(
-                    k, [zero] * (rows * columns), a + row * lanes, b, table, channel_blocks,
-                    rows=rows, columns=columns, row_stride=lanes, steps=lanes,
-                )  # fmt: skip
-                place = m + over_planes.index * m_plane + row * lanes
-                for column in range(columns):
-                    for r in range(rows):
-                        k.store(sums[r * columns + column], place + block * (column * lanes), r * lanes)
+            _products(k, shape, a, b, m + over_planes.index * m_plane, block, count)
         first_block = k.table_entry(k.pointer(Slot.FIRST_BLOCKS), groups.index)
         with k.loop(0, columns) as over_columns:
             source = m + over_columns.index * block * lanes
             _transform_outputs(k, shape, matrices, source, m_plane, tile, count, first_block + over_columns.index)
 
 
+def _products(k: Kernel, shape: Shape, a: Pointer, b: Pointer, m: Pointer, block: Index, count: Index) -> None:
+    """Write one plane's products of `count` tiles and one group of output channels: [columns][block][V] at m."""
+    lanes, rows, columns = shape.lanes, shape.rows, shape.columns
+    zero, table, entries = k.constant(0.0), k.pointer(Slot.TABLE), k.argument(Slot.GROUP_BLOCKS)
+    with k.loop(0, (count + (rows - 1)) // rows) as over_rows:
+        row = k.minimum_index(over_rows.index * rows, k.maximum_index(block - rows, 0))
+        sums = multiply(
+            k, [zero] * (rows * columns), a + row * lanes, b, table, entries,
+            rows=rows, columns=columns, row_stride=lanes, steps=lanes,
+        )  # fmt: skip
+        place = m + row * lanes
+        for column in range(columns):
+            for r in range(rows):
+                k.store(sums[r * columns + column], place + block * (column * lanes), r * lanes)
+
+
 def _transform_outputs(
-    k: Kernel, shape: Shape, matrices: Transform, m: Pointer, m_plane: Index, tile: Whole, count: Index, block: Index
+    k: Kernel, shape: Shape, matrices: Transform, m: Pointer, m_plane: Index, tile: Whole, count: Whole, block: Index
 ) -> None:
     """Write activation(Aᵀ m A + bias + residual) of `count` tiles for one block of V output channels."""
     lanes, size, outputs = shape.lanes, matrices.size, matrices.outputs

@@ -1,7 +1,8 @@
-"""Winograd as algorithms a plan can choose: F(2,3), F(4,3), F(6,3), F(2,5), F(4,5), each fused or shared."""
+"""Winograd as algorithms a plan can choose: F(2,3), F(4,3), F(6,3), F(2,5), F(4,5), each fused, shared or staged."""
 
 from functools import partial
 from math import sqrt
+from typing import Literal
 
 import numpy as np
 
@@ -22,12 +23,15 @@ from perwatt.cpu.kernels.dense import (
     residual_of,
     residual_offsets,
 )
-from perwatt.cpu.kernels.winograd import Shape, winograd_fused, winograd_shared
+from perwatt.cpu.kernels.winograd import Shape, winograd_fused, winograd_shared, winograd_staged
 from perwatt.cpu.kernels.winograd_transform import ERRORS, transform_weights
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tile, Word
 
+Mode = Literal["fused", "shared", "staged"]
+MODES: tuple[Mode, ...] = ("fused", "shared", "staged")
 
-def accepts(outputs: int, taps: int, shared: bool, step: Step) -> str | None:
+
+def accepts(outputs: int, taps: int, mode: Mode, step: Step) -> str | None:
     """Return why F(outputs, taps) cannot do the step, or None."""
     if step.constant(1) is None:
         return "the weights are not constant"
@@ -46,9 +50,11 @@ def accepts(outputs: int, taps: int, shared: bool, step: Step) -> str | None:
         return f"channels of a group are not a multiple of {step.lanes}"
     if c.channels // c.groups < 8:
         return "too few input channels to pay for the transforms"
-    if shared and _tile_count(c, outputs) > 512:
+    if mode == "shared" and _tile_count(c, outputs) > 512:
         return "too many tiles for one shared transform"
-    if not shared and _tile_count(c, outputs) < step.threads:
+    if mode == "staged" and _tile_count(c, outputs) < 24:
+        return "too few tiles to take the stages apart"
+    if mode == "fused" and _tile_count(c, outputs) < step.threads:
         return "fewer tiles than threads"
     return None
 
@@ -62,7 +68,7 @@ def _tile_count(c: Convolution, outputs: int) -> int:
     return c.images * down * across
 
 
-def tiles(outputs: int, taps: int, shared: bool, step: Step) -> list[Tile]:
+def tiles(outputs: int, taps: int, mode: Mode, step: Step) -> list[Tile]:
     """Return register tiles and blocks of Winograd tiles worth trying, best guess first."""
     c = read_convolution(step)
     count, each = _tile_count(c, outputs), blocks(c.outputs // c.groups, step.lanes)
@@ -71,14 +77,25 @@ def tiles(outputs: int, taps: int, shared: bool, step: Step) -> list[Tile]:
     budget = (step.machine.l2_bytes or 1 << 20) * 0.6
     found: list[tuple[float, Tile]] = []
     for rows, columns in register_tiles(step.lanes, max(count, 2), each):
+        registers = {"rows": rows, "columns": columns}
         loads = (rows + columns) / (rows * columns)
         waste_columns = -(-each // columns) * columns / each
         if rows * columns < 8 and rows < count:
             continue
-        if shared:
+        if mode == "staged":
+            # One plane's inputs should fill no more than half of L2; smaller blocks keep the stages nearer to caches.
+            most = max(rows, int(budget / 2 / (blocks(c.channels, step.lanes) * step.lanes * 4)))
+            for share in (1.0, 0.4):
+                chunks = -(-count // min(count, max(rows, int(most * share))))
+                block = -(-count // chunks // rows) * rows
+                found.append(
+                    (waste_columns * block * chunks / count * (1 + 0.3 * loads), {**registers, "block": block})
+                )
+            continue
+        if mode == "shared":
             padded = -(-count // rows) * rows
             score = padded / count * waste_columns * (1 + 0.3 * loads)
-            found.append((score, {"rows": rows, "columns": columns, "block": padded}))
+            found.append((score, {**registers, "block": padded}))
             continue
         per_tile = planes * (blocks(c.channels, step.lanes) + columns) * step.lanes * 4
         largest = min(int(budget / per_tile), -(-count // step.threads))
@@ -88,7 +105,7 @@ def tiles(outputs: int, taps: int, shared: bool, step: Step) -> list[Tile]:
             balance = -(-tasks // step.threads) * step.threads * block / count
             over = max(1.0, block * per_tile / budget) ** 0.5
             score = waste_columns * balance * over * (1 + 0.3 * loads) * (1 + 1.0 / block)
-            found.append((score, {"rows": rows, "columns": columns, "block": block}))
+            found.append((score, {**registers, "block": block}))
     found.sort(key=lambda pair: pair[0])
     unique: list[Tile] = []
     for _, tile in found:
@@ -97,7 +114,7 @@ def tiles(outputs: int, taps: int, shared: bool, step: Step) -> list[Tile]:
     return unique[:6]
 
 
-def seconds(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> float:
+def seconds(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> float:
     """Return the estimated time: products, transforms, and the passage of the weights."""
     c, lanes = read_convolution(step), step.lanes
     size = outputs + taps - 1
@@ -105,10 +122,10 @@ def seconds(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> fl
     rows, columns, block = tile["rows"], tile["columns"], tile["block"]
     starts = len(first_blocks(c.outputs, c.groups, lanes, columns))
     reduction = blocks(c.channels // c.groups, lanes) * lanes
-    tasks = starts if shared else -(-count // block)
+    chunks = -(-count // block)
+    tasks = {"fused": chunks, "shared": starts, "staged": starts * planes}[mode]
     balance = -(-tasks // step.threads) * step.threads / tasks
-    per_block = -(-min(block, count) // rows) * rows
-    padded = per_block if shared else per_block * tasks
+    padded = -(-min(block, count) // rows) * rows * chunks
     loads = max(1.0, 1.6 * (rows + columns) / (rows * columns)) * (1.0 if rows * columns >= 12 else 2.0)
     rate = FLOPS_PER_S_AND_LANE * lanes
     products = 2 * planes * padded * starts * columns * lanes * reduction * loads * balance / (rate * step.threads)
@@ -116,10 +133,15 @@ def seconds(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> fl
     transforms = 4 * planes * size * count * (c.channels + 1.5 * c.outputs) * balance / (rate * step.threads)
     weights = 4 * planes * reduction * starts * columns * lanes
     # A block's passage reads all the weights, from memory the first time, from cache afterwards.
-    passages = 1 if shared else -(-tasks // step.threads)
-    memory = weights / MEMORY_BYTES_PER_S / (min(step.threads, 2) if shared else 1) * (1.0 if c.images == 1 else 0.3)
-    cache = weights * passages / (step.threads if shared else 1) / CACHE_BYTES_PER_S
-    return max(products, cache) + 0.7 * memory + transforms
+    apart = mode != "fused"
+    passages = chunks if apart else -(-chunks // step.threads)
+    memory = weights / MEMORY_BYTES_PER_S / (min(step.threads, 2) if apart else 1) * (1.0 if c.images == 1 else 0.3)
+    cache = weights * passages / (step.threads if apart else 1)
+    if mode == "staged":  # transformed inputs and products go through the outer caches, there and back
+        cache += 8 * planes * count * (c.channels + c.outputs) / step.threads
+    elif mode == "shared":  # every group of channels reads all the transformed inputs
+        cache += 4 * planes * count * reduction * starts / step.threads / 4
+    return max(products, cache / CACHE_BYTES_PER_S) + 0.7 * memory + transforms
 
 
 def _plane_floats(step: Step, c: Convolution, tile: Tile) -> int:
@@ -130,27 +152,35 @@ def _product_floats(step: Step, tile: Tile) -> int:
     return tile["columns"] * tile["block"] * step.lanes + step.lanes
 
 
-def _scratch_layout(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tuple[int, int]:
+def _scratch_layout(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> tuple[int, int]:
     """Return (floats of the shared transformed input, floats of each thread's part)."""
     c, planes = read_convolution(step), (outputs + taps - 1) ** 2
-    transformed, products = planes * _plane_floats(step, c, tile), planes * _product_floats(step, tile)
-    part = (products if shared else transformed + products) + 32 * step.lanes
-    return (transformed if shared else 0), -(-part // 16) * 16
+    transformed, slack = planes * _plane_floats(step, c, tile), 32 * step.lanes
+    if mode == "staged":
+        every = blocks(c.outputs, step.lanes) * tile["block"] * step.lanes + step.lanes
+        return transformed + slack + planes * every + slack, 0
+    products = planes * _product_floats(step, tile)
+    part = (products if mode == "shared" else transformed + products) + slack
+    return (transformed if mode == "shared" else 0), -(-part // 16) * 16
 
 
-def scratch_bytes(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> int:
+def scratch_bytes(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> int:
     """Return the bytes of transformed input and products, of all threads."""
-    common, part = _scratch_layout(outputs, taps, shared, step, tile)
+    common, part = _scratch_layout(outputs, taps, mode, step, tile)
     return 4 * (common + part * step.threads)
 
 
-def calls(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tuple[Call, ...]:
-    """Return the kernel calls: one when fused, two when the transformed input is shared."""
+def calls(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> tuple[Call, ...]:
+    """Return the kernel calls: one when fused, two when shared, three for each block of tiles when staged."""
     c, lanes, x, y = read_convolution(step), step.lanes, operand(step, 0), step.outputs[0]
     tail = c.outputs % lanes > 0
     shape = Shape(lanes, outputs, taps, tile["rows"], tile["columns"], c.activation, c.residual, tail)
     down, across = _tiles_of(c, outputs)
-    common, part = _scratch_layout(outputs, taps, shared, step, tile)
+    common, part = _scratch_layout(outputs, taps, mode, step, tile)
+    if mode == "staged":  # products lie behind the transformed inputs
+        products_at = 4 * ((outputs + taps - 1) ** 2 * _plane_floats(step, c, tile) + 32 * lanes)
+    else:
+        products_at = 4 * common
     starts = first_blocks(c.outputs, c.groups, lanes, tile["columns"])
     group_blocks = blocks(c.channels // c.groups, lanes)
     group_of = starts // blocks(c.outputs // c.groups, lanes)
@@ -160,7 +190,7 @@ def calls(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tupl
         Operand(x.name),
         Packed(f"F({outputs},{taps}) {tile['columns']}", lambda: _pack(outputs, step, c, starts, tile)),
         Packed("bias", lambda: padded_bias(step, c.outputs, lanes)), Operand(y.name),
-        Operand(residual.name) if residual else 0, Scratch(4 * common), part, Scratch(),
+        Operand(residual.name) if residual else 0, Scratch(products_at), part, Scratch(),
         Packed(f"winograd table {block_floats}", lambda: np.arange(group_blocks, dtype=np.int64) * block_floats),
         blocks(c.channels, lanes), c.height, c.width, down, across, _tile_count(c, outputs), tile["block"],
         x.image_stride, x.block_stride, c.pads[0], c.pads[1], c.out_height, c.out_width, y.image_stride,
@@ -172,10 +202,20 @@ def calls(outputs: int, taps: int, shared: bool, step: Step, tile: Tile) -> tupl
         ),
         c.outputs,
     )  # fmt: skip
-    if not shared:
+    if mode == "fused":
         return (Call(f"{shape.stem}_fused", lambda: str(winograd_fused(shape)), words),)
+    if mode == "shared":
+        halves = ("input", "output")
+        return tuple(Call(f"{shape.stem}_shared_{half}", lambda: str(winograd_shared(shape)), words) for half in halves)
+    count = _tile_count(c, outputs)
     return tuple(
-        Call(f"{shape.stem}_shared_{half}", lambda: str(winograd_shared(shape)), words) for half in ("input", "output")
+        Call(
+            f"{shape.stem}_staged_{stage}",
+            lambda: str(winograd_staged(shape)),
+            (*words, first, min(tile["block"], count - first), blocks(c.outputs, lanes)),
+        )
+        for first in range(0, count, tile["block"])
+        for stage in ("input", "products", "output")
     )
 
 
@@ -198,10 +238,10 @@ def error(outputs: int, taps: int, step: Step) -> float:
     return sqrt(ERRORS[(outputs, taps)] ** 2 + (6.3e-9**2) * channels)
 
 
-def _algorithm(outputs: int, taps: int, shared: bool) -> Algorithm:
-    kind = (outputs, taps, shared)
+def _algorithm(outputs: int, taps: int, mode: Mode) -> Algorithm:
+    kind = (outputs, taps, mode)
     return Algorithm(
-        f"winograd F({outputs},{taps}) {'shared' if shared else 'fused'}",
+        f"winograd F({outputs},{taps}) {mode}",
         ("FusedConv",),
         partial(accepts, *kind),
         partial(tiles, *kind),
@@ -213,7 +253,5 @@ def _algorithm(outputs: int, taps: int, shared: bool) -> Algorithm:
 
 
 WINOGRAD = tuple(
-    _algorithm(outputs, taps, shared)
-    for outputs, taps in ((2, 3), (4, 3), (6, 3), (2, 5), (4, 5))
-    for shared in (False, True)
+    _algorithm(outputs, taps, mode) for outputs, taps in ((2, 3), (4, 3), (6, 3), (2, 5), (4, 5)) for mode in MODES
 )
