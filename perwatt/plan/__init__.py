@@ -2,7 +2,7 @@
 
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tensor, Tile, Word
 from perwatt.plan.make import Timings, candidates, make, shortlist, tile_key
-from perwatt.plan.placement import Place, Placement, place
+from perwatt.plan.placement import Place, Placement, batch_of, place
 from perwatt.plan.plan import Candidate, Plan, PlannedStep, without_constants
 from perwatt.plan.work import Work, work
 
@@ -23,6 +23,7 @@ __all__ = [
     "Timings",
     "Word",
     "Work",
+    "batch_of",
     "candidates",
     "make",
     "place",

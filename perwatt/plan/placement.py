@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from perwatt.errors import UnsupportedOperator
 from perwatt.graph import Attribute, Graph, Node
 from perwatt.machine import Machine
 from perwatt.plan.algorithm import Layout, Step, Tensor
@@ -83,16 +84,46 @@ def place(graph: Graph, machine: Machine, threads: int, images: int | None = Non
     """Return the steps of a Graph that the passes have been applied to.
 
     `images` is the part of the batch that the imagewise part takes at a time, a divisor of it; None: all of it.
+    Raises UnsupportedOperator for what no kernel takes: tensors that are not float32, and empty ones.
     """
+    _check(graph)
     draft = _Draft(graph, machine, threads)
     for name in graph.inputs:
         _declare(draft, name, graph.values[name].shape, "plain")
         draft.produced.add(name)
     for node in graph.nodes:
         _add_node(draft, node)
+    for name in graph.outputs:
+        if name in graph.constants:
+            _declare(draft, name, graph.values[name].shape, "plain")
     outputs = tuple(_in_layout(draft, name, "plain") for name in graph.outputs)
     outputs = tuple(_own_output(draft, graph, name, n) for name, n in zip(graph.outputs, outputs, strict=True))
     return _settle(draft, outputs, images)
+
+
+def _check(graph: Graph) -> None:
+    """Refuse what kernels would misread: to them a number has four bytes, and every loop a first round."""
+    for node in graph.nodes:
+        values = [graph.values[n] for n in (*node.inputs, *node.outputs) if n and n not in graph.constants]
+        for value in values:
+            where = f"{node.operator} (node {node.name!r})"
+            if value.dtype != np.float32:
+                raise UnsupportedOperator(
+                    f"{where}: {value.name!r} is {value.dtype}, perwatt's engine computes in float32 only; convert the "
+                    "network, or leave this to another engine"
+                )
+            if 0 in value.shape:
+                raise UnsupportedOperator(
+                    f"{where}: {value.name!r} of shape {value.shape} is empty, perwatt's engine expects at least one "
+                    "element; drop what makes it"
+                )
+    for name in (*graph.inputs, *graph.outputs):
+        value = graph.values[name]
+        if value.dtype != np.float32 or 0 in value.shape:
+            raise UnsupportedOperator(
+                f"{name!r} is {value.dtype} {value.shape}; perwatt's engine takes and gives float32 of at least one "
+                "element; convert the network"
+            )
 
 
 def _declare(draft: _Draft, name: str, shape: tuple[int, ...], layout: Layout, source: str | None = None) -> str:
@@ -144,17 +175,19 @@ def _in_layout(draft: _Draft, name: str, layout: Layout) -> str:
 
 def _own_output(draft: _Draft, graph: Graph, graph_name: str, name: str) -> str:
     """Return a plain tensor in a buffer of its own for a graph output that is an input or a view."""
-    if name not in graph.inputs and name not in draft.views:
+    if name not in graph.inputs and name not in draft.views and name not in graph.constants:
         return name
     root, _ = _root(draft, name)
-    if root not in graph.inputs and root not in graph.outputs and draft.tensors[root].layout == "plain":
+    known = {*graph.inputs, *graph.outputs, *graph.constants}
+    if root not in known and draft.tensors[root].layout == "plain":
         # Turn the view around: what is computed is written into the caller's array at once.
         del draft.views[name]
         draft.views[root] = (name, 0)
         return name
     target = f"{graph_name}@output"
     draft.tensors[target] = dense(target, graph.values[graph_name].shape, "plain", draft.lanes)
-    _add_step(draft, f"{graph_name} to output", "Identity", (name,), (target,), MappingProxyType({}), {})
+    constants = {name: graph.constants[name]} if name in graph.constants else {}
+    _add_step(draft, f"{graph_name} to output", "Identity", (name,), (target,), MappingProxyType({}), constants)
     return target
 
 
@@ -186,7 +219,7 @@ def _add_node(draft: _Draft, node: Node) -> None:
     outputs = []
     for name in node.outputs:
         shape = graph.values[name].shape
-        outputs.append(_declare(draft, name, shape, wanted if len(shape) in (2, 4) else "plain"))
+        outputs.append(_declare(draft, name, shape, wanted if len(shape) >= 2 else "plain"))
     if node.operator == "Concat" and wanted == "blocked" and _concat_as_views(draft, node, inputs, outputs[0]):
         return
     _add_step(draft, node.name, node.operator, tuple(inputs), tuple(outputs), attributes, constants)
@@ -262,7 +295,7 @@ def _root(draft: _Draft, name: str) -> tuple[str, int]:
 def _settle(draft: _Draft, outputs: tuple[str, ...], images: int | None) -> Placement:
     """Give views their strides, cut the imagewise part down to `images`, and place every tensor."""
     graph, lanes = draft.graph, draft.lanes
-    batch = graph.values[graph.inputs[0]].shape[0] if graph.inputs and graph.values[graph.inputs[0]].shape else 1
+    batch = batch_of(graph)
     imagewise = _imagewise_steps(draft, batch)
     if images is None or imagewise == 0 or batch % images:
         images = batch
@@ -311,6 +344,12 @@ def _settle(draft: _Draft, outputs: tuple[str, ...], images: int | None) -> Plac
 
 def _names(step: Step) -> list[str]:
     return [t.name for t in (*step.inputs, *step.outputs) if t is not None and t.name not in step.constants]
+
+
+def batch_of(graph: Graph) -> int:
+    """Return the first size of the first input: how many images go in; 1 for a graph that has none."""
+    shape = graph.values[graph.inputs[0]].shape if graph.inputs else ()
+    return shape[0] if shape else 1
 
 
 def _imagewise_steps(draft: _Draft, batch: int) -> int:

@@ -17,7 +17,7 @@ from perwatt.errors import InputError, PlanError
 from perwatt.graph import Graph, read
 from perwatt.machine import Machine, this_machine
 from perwatt.passes import PASSES, apply
-from perwatt.plan import make, place
+from perwatt.plan import batch_of, make, place
 from perwatt.run import tuning_file
 from perwatt.run.model import Model
 
@@ -108,7 +108,7 @@ def _check_memory(graph: Graph, machine: Machine) -> None:
 def read_graph(source: str | Path | bytes | Graph, batch: int | None) -> Graph:
     """Return the Graph of a file, or the Graph itself. Raises as `compile` does."""
     if isinstance(source, Graph):
-        made_with = source.values[source.inputs[0]].shape[0]
+        made_with = batch_of(source)
         if batch is not None and made_with != batch:
             raise InputError(f"this Graph was made with batch {made_with}, got {batch}; build or read it with {batch}")
         return source
@@ -117,7 +117,7 @@ def read_graph(source: str | Path | bytes | Graph, batch: int | None) -> Graph:
 
 def _images_at_a_time(graph: Graph, images: int | None) -> int | None:
     """Return how many images to take through the convolutions at a time: activations then stay in the caches."""
-    batch = graph.values[graph.inputs[0]].shape[0]
+    batch = batch_of(graph)
     if images is not None:
         if images < 1 or batch % images:
             raise InputError(f"images: expected a divisor of the batch {batch}, got {images}")

@@ -184,9 +184,13 @@ def errors(given: Problem, algorithm: Algorithm, tile: Tile | None = None) -> np
     return got - activated(given.exact, given.case.activation)
 
 
-def check(given: Problem, algorithm: Algorithm, tiles: Sequence[Tile], factor: float = 1.0) -> None:
-    """Assert that a kernel's result is as near to the exact one as rounding allows, `factor` times."""
+def check(given: Problem, algorithm: Algorithm, tiles: Sequence[Tile], transformed: float | None = None) -> None:
+    """Assert that a kernel's result is as near to the exact one as rounding allows.
+
+    What a transform rounds, it rounds for a tile as a whole: `transformed` times the largest tolerance is allowed then.
+    """
+    tolerance = allowed(given) if transformed is None else transformed * allowed(given).max()
     for tile in tiles:
-        excess = abs(errors(given, algorithm, tile)) / (factor * allowed(given))
+        excess = abs(errors(given, algorithm, tile)) / tolerance
         worst = np.unravel_index(int(np.argmax(np.nan_to_num(excess, nan=np.inf))), excess.shape)
         assert excess[worst] <= 1, f"{algorithm.name} {dict(tile)}: {excess[worst]:.1f} times the tolerance at {worst}"

@@ -165,8 +165,8 @@ def _reason_against(step: Step) -> str | None:
         return "the weights are not constant"
     if len(step.outputs) > 1:
         return "several outputs"
-    if len(operand(step, 0).shape) != 4:
-        return "not a convolution over height and width"
+    if len(operand(step, 0).shape) not in (3, 4):
+        return "not a convolution over one or two axes"
     return None
 
 
@@ -318,7 +318,7 @@ def _pack(step: Step, c: Convolution, columns: int, blocked: bool) -> np.ndarray
     outputs, channels = blocks(c.outputs, lanes) * lanes, c.channels // c.groups
     padded = blocks(channels, lanes) * lanes if blocked else channels
     full = np.zeros((outputs, padded, *c.kernel), np.float32)
-    full[: c.outputs, :channels] = weights
+    full[: c.outputs, :channels] = weights.reshape(c.outputs, channels, *c.kernel)
     if blocked:  # [outputs][block][down][across][lane]
         ordered = full.reshape(outputs, padded // lanes, lanes, *c.kernel).transpose(0, 1, 3, 4, 2)
     else:  # [outputs][channel][down][across]

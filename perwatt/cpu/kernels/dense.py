@@ -60,9 +60,10 @@ def activation_of(step: Step) -> Activation:
 
 
 def read_convolution(step: Step) -> Convolution:
-    """Return the sizes of a FusedConv step."""
+    """Return the sizes of a FusedConv step; of one with a single spatial axis, that axis is the width."""
     x, y = operand(step, 0), step.outputs[0]
-    images, channels, height, width = x.shape
+    one_axis = len(x.shape) == 3
+    images, channels, height, width = (*x.shape[:2], 1, x.shape[2]) if one_axis else x.shape
 
     def numbers(name: str) -> tuple[int, ...]:
         value = step.attributes[name]
@@ -70,10 +71,13 @@ def read_convolution(step: Step) -> Convolution:
         return tuple(int(v) for v in value)
 
     (kernel, strides, dilations, pads) = (numbers(n) for n in ("kernel_shape", "strides", "dilations", "pads"))
+    if one_axis:
+        kernel, strides, dilations, pads = (1, *kernel), (1, *strides), (1, *dilations), (0, pads[0], 0, pads[1])
     groups = step.attributes["group"]
     assert isinstance(groups, int)
     return Convolution(
-        images, channels, height, width, sum(out.shape[1] for out in step.outputs), y.shape[2], y.shape[3],
+        images, channels, height, width, sum(out.shape[1] for out in step.outputs),
+        1 if one_axis else y.shape[2], y.shape[-1],
         (kernel[0], kernel[1]), (strides[0], strides[1]), (dilations[0], dilations[1]),
         (pads[0], pads[1], pads[2], pads[3]), groups, activation_of(step), residual_of(step) is not None,
     )  # fmt: skip

@@ -49,8 +49,6 @@ def _expanded(step: Step, numbers: bool) -> Step:
 def _accepts(step: Step) -> str | None:
     if step.constant(1) is None:
         return "the weights are not constant"
-    if len(operand(step, 0).shape) != 4:
-        return "not a convolution over height and width"
     joined = _joined(step)
     if joined is None:
         return "not grouped"
