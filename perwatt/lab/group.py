@@ -37,14 +37,14 @@ def measure(group: Group, case: Case, session: Session, deadline: float) -> None
             parts += 1
             if not any(lane.worker is not None for lane in alive if lane is not anchor):
                 continue
-            if waiting and parts == 1:
+            anchor = anchor or next((lane for lane in alive if lane.worker is not None and lane.engine != NULL), None)
+            if waiting and parts == 1 and anchor is not None:
                 session.notes.append(
                     f"{group.name}: memory does not hold all engines at once, so they were measured in parts; "
-                    f"{alive[0].engine} {alive[0].precision} took part in each"
+                    f"{anchor.engine} {anchor.precision} took part in each"
                 )
             share = (deadline - session.clock()) * len(alive) / (len(alive) + len(waiting))
             _take_turns(group, alive, session, session.clock() + share)
-            anchor = anchor or next((lane for lane in alive if lane.worker is not None), None)
             for lane in alive:
                 if lane is not anchor or not waiting:
                     lane.close()
@@ -95,7 +95,7 @@ def _start(group: Group, waiting: list[Lane], anchor: Lane | None, session: Sess
             continue
         session.report(f"{group.name}: load {lane.engine} {lane.precision}")
         if _start_one(group, lane, session):
-            fresh += 1
+            fresh += lane.engine != NULL
             alive.append(lane)
             peak_bytes = max(peak_bytes, _peak(lane))
             if group.twins and _may_have_twin(lane, group):
@@ -162,7 +162,7 @@ def _take_turns(group: Group, alive: list[Lane], session: Session, deadline: flo
             lane = alive[place]
             if lane.worker is None or (lane.block_s(profile) > SLOW_LANE * middle_s and index % 8 > 1):
                 continue
-            if index and session.left_s() < lane.block_s(profile):
+            if session.left_s() < (lane.block_s(profile) if index else 0.0):
                 return
             session.report(f"{group.name}: round {index + 1}, {lane.engine} {lane.precision}")
             _one_block(group, lane, alive, round_index, session)

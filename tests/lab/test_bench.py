@@ -189,7 +189,7 @@ def test_when_time_is_out_the_rest_is_skipped_and_says_so(request_for) -> None:
 
 
 def test_a_network_that_is_too_large_for_the_time_still_gets_a_round(request_for) -> None:
-    short = PROFILE.model_copy(update={"limit_s": 2.0, "half_width": 1e-6, "minimum_rounds": 2})
+    short = PROFILE.model_copy(update={"limit_s": 1.2, "half_width": 1e-6, "minimum_rounds": 2})
     record = run_bench(request_for(profile=short, batches=(1,)), silent, FakeLab())
     assert record.duration_s < 4
     assert all(each.figures.rounds > 2 for each in record.rows)  # it goes on until the time is out, not until precise

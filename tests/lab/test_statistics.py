@@ -45,6 +45,7 @@ def test_a_percentile_appears_exactly_when_the_runs_carry_it_and_drops_what_may_
     assert statistics.latency_percentile(rising[:43], 90) is None
 
 
+@settings(max_examples=30)
 @given(st.lists(st.floats(1e-6, 10), min_size=44, max_size=200), st.randoms(use_true_random=False))
 def test_a_percentile_is_a_measured_latency_no_lower_than_the_plain_one(durations: list[float], random) -> None:
     bound = statistics.latency_percentile(durations, 90)
