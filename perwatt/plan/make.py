@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from perwatt.errors import PlanError, UnsupportedOperator
+from perwatt.graph.operators import FOREIGN_OPSET
 from perwatt.plan.algorithm import Algorithm, Step, Tile, direct_error
 from perwatt.plan.buffers import Lifetime, arrange
 from perwatt.plan.placement import Placement
@@ -29,13 +30,15 @@ def candidates(
 
     Raises UnsupportedOperator when no algorithm knows the operator, PlanError when none fits the workspace.
     """
-    able = [algorithm for algorithm in catalogue if step.operator in algorithm.operators]
+    # What the operator table cannot express keeps its ONNX form: another operator, which kernels know or not.
+    operator = f"onnx.{step.operator}" if FOREIGN_OPSET in step.attributes else step.operator
+    able = [algorithm for algorithm in catalogue if operator in algorithm.operators]
     if not able:
         known = sorted(
             {name for algorithm in catalogue for name in algorithm.operators} - {"Reorder", "FlattenBlocked"}
         )
         raise UnsupportedOperator(
-            f"{step.operator} (node {step.name!r}): perwatt's engine has no kernel for it; it has {', '.join(known)}"
+            f"{operator} (node {step.name!r}): perwatt's engine has no kernel for it; it has {', '.join(known)}"
         )
     found: list[Candidate] = []
     refused: list[tuple[str, str]] = []

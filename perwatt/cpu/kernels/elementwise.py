@@ -16,7 +16,7 @@ import numpy as np
 
 from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Vector
 from perwatt.cpu.kernels import operands
-from perwatt.cpu.kernels.functions import COPIES, FUNCTIONS, INTERNAL, numbers
+from perwatt.cpu.kernels.functions import COPIES, FUNCTIONS, INTERNAL, function_of, numbers
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tensor, Tile, Word
 
 OUTER_AXES = 5
@@ -305,8 +305,7 @@ def _shape(step: Step, tensor: Tensor) -> tuple[int, ...]:
 
 
 def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
-    operator = "Identity" if step.operator in COPIES else step.operator
-    given, output = numbers(step), step.outputs[0]
+    operator, given, output = function_of(step), numbers(step), step.outputs[0]
     if output.layout == "blocked":
         if step.operator == "BatchNormalization":
             return (_blocked_batch_normalization(step),)
@@ -365,7 +364,7 @@ def _blocked_batch_normalization(step: Step) -> Call:
 
 ELEMENTWISE = Algorithm(
     "elementwise",
-    (*(name for name in FUNCTIONS if name not in INTERNAL), *COPIES),
+    (*(name for name in FUNCTIONS if name not in INTERNAL), *COPIES, "onnx.Clip"),
     _accepts,
     operands.one_tile,
     operands.traffic_seconds,

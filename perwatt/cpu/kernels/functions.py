@@ -101,12 +101,13 @@ FUNCTIONS: Mapping[str, Function] = MappingProxyType(
         "PRelu": _prelu,
         "BatchNormalization": _batch_normalization,
         "ScaleAndShift": _scale_and_shift,
+        "ClipBetween": lambda k, x, numbers: minimum(k, k.maximum(x[0], x[1]), x[2]),
         "Scale": lambda k, x, numbers: x[0] * numbers[0],
         "WeightedSum": lambda k, x, numbers: k.fma(x[0], k.constant(numbers[0]), x[1] * numbers[1]),
     }
 )
 # Functions that are parts of other operators, or stand for several.
-INTERNAL = ("Identity", "ScaleAndShift", "Scale", "WeightedSum")
+INTERNAL = ("Identity", "ScaleAndShift", "ClipBetween", "Scale", "WeightedSum")
 # Operators that copy: in plain order a new shape moves nothing.
 COPIES = ("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
 _NUMBERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -121,8 +122,25 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
+def clips_between(step: Step) -> bool:
+    """Return whether a step is a Clip in its ONNX form, whose bounds are inputs known only when the network runs."""
+    return step.operator == "Clip" and "min" not in step.attributes
+
+
+def function_of(step: Step) -> str:
+    """Return the name of the function a step applies."""
+    if step.operator in COPIES:
+        return "Identity"
+    if not clips_between(step):
+        return step.operator
+    low, high = (len(step.inputs) > i and step.inputs[i] is not None for i in (1, 2))
+    return "ClipBetween" if low and high else "Max" if low else "Min" if high else "Identity"
+
+
 def numbers(step: Step) -> tuple[float, ...]:
     """Return the attributes that steer the operator, as the numbers its function takes."""
+    if clips_between(step):
+        return ()
     if step.operator == "Gelu":
         return (float(step.attributes["approximate"] == "tanh"),)
     if step.operator == "Mean":
