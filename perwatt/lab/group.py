@@ -149,7 +149,7 @@ def _take_turns(group: Group, alive: list[Lane], session: Session, deadline: flo
     seed = _seed(session.seed, group, first_round)
     for index, order in enumerate(schedule.rounds(range(len(alive)), seed)):
         running = [lane for lane in alive if lane.worker is not None]
-        if not running:
+        if not running or (index >= profile.minimum_rounds and all(lane.engine == NULL for lane in running)):
             return
         expected_s = sum(lane.block_s(profile) for lane in running)
         if index and session.clock() + expected_s > deadline:

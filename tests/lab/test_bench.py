@@ -114,6 +114,14 @@ def test_an_engine_that_fails_is_a_row_and_the_others_are_whole(request_for, hab
         assert row(record, engine, 1).figures.best_other != "openvino"
 
 
+def test_when_every_engine_fails_the_null_engine_does_not_run_out_the_time(request_for) -> None:
+    lab = FakeLab(dict.fromkeys(ENGINES, "dies at once"))
+    record = run_bench(request_for(batches=(1,)), silent, lab)
+    assert record.duration_s < PROFILE.limit_s / 3
+    assert {each.status for each in record.rows if each.engine != "null"} == {"crashed"}
+    assert check.check(record) == []
+
+
 @pytest.mark.parametrize(
     ("habit", "reason"),
     [("stale", "another image"), ("zeros", "the same output"), ("permuted", "another image"), ("nan", "finite"),
