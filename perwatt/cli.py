@@ -13,6 +13,9 @@ from perwatt import __version__
 from perwatt.errors import InputError, PerwattError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from perwatt.graph import Graph
     from perwatt.lab.record import Record
 
 Choice = TypeVar("Choice", bound=str)
@@ -290,6 +293,70 @@ def compare(
 
 
 @app.command()
+def explain(
+    network: Annotated[str, typer.Argument(help="A built-in network or an ONNX file.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images in a call.")] = 1,
+    stop: Annotated[str, typer.Option(help="graph, passes, plan or code: the stage to print.")] = "plan",
+    time: Annotated[
+        bool, typer.Option("--time", help="Time every step and set it against the machine's peak.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every usable core]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what perwatt's own engine makes of a network.
+
+    The graph, what the passes left of it, the plan with the reason of every choice, or the code that runs. With --time
+    the plan is tuned and a table tells where the time goes: GFLOP/s count the multiply-adds of the definition, so a
+    Winograd step can exceed the machine's peak.
+    """
+    from dataclasses import asdict
+
+    from perwatt.run.compile import compile as compile_network
+    from perwatt.run.explain import STAGES, step_times, table
+    from perwatt.run.explain import explain as explain_stage
+
+    source = _source(network, batch)
+    if not time:
+        stage = _one_of("stop", stop, STAGES)
+        text = explain_stage(source, batch, stage, threads)
+        print(json.dumps({"stage": stage, "lines": text.splitlines()}, indent=2) if as_json else text)
+        return
+    model = compile_network(source, batch, threads=threads, progress=_tuning_progress(network, batch))
+    rows = step_times(model)
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        print("\n".join(table(rows)))
+
+
+@app.command()
+def tune(
+    network: Annotated[str, typer.Argument(help="A built-in network or an ONNX file.")],
+    batch: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,48",
+    workspace: Annotated[str, typer.Option(help="Most working memory of a step, such as 256MiB. [default: any]")] = "",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every usable core]")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="No new round of timing begins after so long.")] = 60.0,
+) -> None:
+    """Time the algorithms of every step on this machine, and keep the results for every later start."""
+    from perwatt.machine import size_text, this_machine
+    from perwatt.run import tuning_file
+    from perwatt.run.compile import compile as compile_network
+
+    limit = _bytes("workspace", workspace) if workspace else None
+    for size in _whole_numbers("batch", batch):
+        model = compile_network(
+            _source(network, size), size, threads=threads, workspace_bytes=limit, tune="again", tune_limit_s=seconds,
+            progress=_tuning_progress(network, size),
+        )  # fmt: skip
+        counts: dict[str, int] = {}
+        for planned in model.plan.steps:
+            counts[planned.choice.algorithm] = counts.get(planned.choice.algorithm, 0) + 1
+        chosen = ", ".join(f"{count} x {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+        print(f"{network}, batch {size}: {chosen}; workspace {size_text(model.plan.scratch_bytes)}")
+    print(f"kept in {tuning_file.path(this_machine())}")
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     print(f"perwatt {__version__}")
@@ -304,6 +371,34 @@ def _network(name: str) -> str:
     raise InputError(
         f"network: expected an ONNX file or one of {', '.join(NETWORKS)}, got {name!r}; {_hint(name, tuple(NETWORKS))}"
     )
+
+
+def _source(name: str, batch: int) -> "Path | Graph":
+    """Return a built-in network's Graph, or the path of an ONNX file. Raises InputError when it is neither."""
+    from perwatt.networks import NETWORKS, build
+
+    found = _network(name)
+    return build(found, batch) if found in NETWORKS else Path(found)
+
+
+def _tuning_progress(name: str, batch: int) -> "Callable[[int, int], None]":
+    """Return a function that tells on stderr how far tuning has come."""
+
+    def tell(done: int, rounds: int) -> None:
+        end = "\n" if done >= rounds else ""
+        print(f"\rtuning {name}, batch {batch}: round {done} of {rounds}", end=end, file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _bytes(what: str, given: str) -> int:
+    """Return a size such as 256MiB, 1GiB or 4096 in bytes. Raises InputError."""
+    units = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+    number = given.strip().rstrip("BKMGi ")
+    unit = given.strip()[len(number) :].strip()
+    if unit not in units or not number.replace(".", "", 1).isdecimal():
+        raise InputError(f"{what}: expected a size such as 256MiB, got {given!r}; units are B, KiB, MiB and GiB")
+    return int(float(number) * units[unit])
 
 
 def _one_of(what: str, given: str, known: tuple[Choice, ...]) -> Choice:

@@ -305,3 +305,33 @@ def test_from_bench_to_check_report_and_compare(
     assert (tmp_path / "again.html").read_text() == Path(told["report"]).read_text()
     assert cli.run(["compare", told["record"], told["record"]]) == 0
     assert "no difference seen" in capsys.readouterr().out
+
+
+def test_explain_prints_each_stage_and_times_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = {"graph": "Conv(", "passes": "FusedConv(", "plan": "not direct", "code": "convolution_"}
+    for stage, word in wanted.items():
+        assert cli.run(["explain", "lenet", "--stop", stage]) == cli.EXIT_OK
+        assert word in capsys.readouterr().out
+    assert cli.run(["explain", "lenet", "--stop", "assembly"]) == cli.EXIT_USER
+    assert "expected one of graph, passes, plan, code" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tune_keeps_results_that_the_next_start_uses(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PERWATT_CACHE", str(tmp_path))
+    assert cli.run(["tune", "lenet", "--batch", "2", "--workspace", "64MiB"]) == cli.EXIT_OK
+    assert "batch 2" in capsys.readouterr().out
+    assert list((tmp_path / "tuning").glob("*.json"))
+    assert cli.run(["explain", "lenet", "--batch", "2"]) == cli.EXIT_OK
+    assert "measured" in capsys.readouterr().out
+    assert cli.run(["explain", "lenet", "--time", "--json"]) == cli.EXIT_OK
+    rows = json.loads(capsys.readouterr().out)
+    assert {"seconds", "gflops", "peak_share", "bandwidth_share", "algorithm"} <= set(rows[0])
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+
+
+def test_a_workspace_limit_is_a_size(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["tune", "lenet", "--workspace", "many"]) == cli.EXIT_USER
+    assert "such as 256MiB" in capsys.readouterr().err

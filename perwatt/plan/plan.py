@@ -68,8 +68,11 @@ class Plan:
             yield f"{number:3} {step.operator} {step.name} -> {made}"
             yield f"      {planned.choice}"
             yield f"      why: {planned.why}"
+            by_reason: dict[str, list[str]] = {}
             for algorithm, reason in planned.why_not:
-                yield f"      not {algorithm}: {reason}"
+                by_reason.setdefault(reason, []).append(algorithm)
+            for reason, algorithms in by_reason.items():
+                yield f"      not {', '.join(algorithms)}: {reason}"
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
