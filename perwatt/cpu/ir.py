@@ -451,6 +451,15 @@ class Kernel:
         """Return `a`, or the constant `high` where `a` is larger; NaN stays (one instruction on x86)."""
         return self.select(a > high, high, a)
 
+    def larger(self, a: Vector, b: Vector) -> Vector:
+        """Return the larger of two, per lane; where either is no number, one of them (one instruction on x86)."""
+        return self.select(a > b, a, b)
+
+    def any_lane(self, mask: Mask) -> Condition:
+        """Return whether the mask holds in some lane."""
+        bits = self.emit(f"bitcast <{self.lanes} x i1> {mask.text} to i{self.lanes}")
+        return Condition(self, self.emit(f"icmp ne i{self.lanes} {bits}, 0"))
+
     def select(self, mask: Mask, yes: Number, no: Number) -> Vector:
         """Return `yes` in the lanes where the mask holds, else `no`."""
         bits = f"<{self.lanes} x i1> {mask.text}"

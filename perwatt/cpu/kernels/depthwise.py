@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from perwatt.cpu.ir import Index, Module, Vector
+from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Vector
 from perwatt.cpu.kernels import operands, window
 from perwatt.cpu.kernels.activation import NO_ACTIVATION, Activation, activate
 from perwatt.cpu.kernels.dense import (
@@ -60,35 +60,44 @@ class Shape:
 def depthwise(shape: Shape) -> Module:
     """Return the module of one depthwise convolution kernel."""
     module, w, lanes = Module(shape.name, shape.lanes), shape.window, shape.lanes
-    with module.kernel(shape.name) as k, window.output_rows(k) as place:
-        weights = k.pointer(Slot.WEIGHTS) + place.block * k.argument(Slot.WEIGHTS_STRIDE)
-        bias = k.load(k.pointer(Slot.BIAS), place.block * lanes)
-        if shape.residual:
-            residual = k.pointer(Slot.RESIDUAL) + (
-                place.image * k.argument(Slot.RESIDUAL_IMAGE_STRIDE)
-                + place.block * k.argument(Slot.RESIDUAL_BLOCK_STRIDE)
-                + place.row * k.argument(window.Slot.OUTPUT_WIDTH) * lanes
-            )
-
-        def add_row(values: list[Vector], column: Callable[[int], Vector], kernel_row: Index) -> list[Vector]:
-            row = weights + kernel_row * (w.taps * lanes)
-            factors = [k.load(row, tap * lanes) for tap in range(w.taps)]
-            sums = list(values)
-            for j in w.columns:
-                value = column(j)
-                for tap, factor in enumerate(factors):
-                    i, between = divmod(j - tap * w.dilation, w.stride)
-                    if between == 0 and 0 <= i < w.outputs:
-                        sums[i] = k.fma(value, factor, sums[i])
-            return sums
-
-        with window.tiles(k, w) as (pixel, left):
-            sums = window.kernel_rows(k, w, place, left, 0.0, [bias] * w.outputs, add_row)
-            for i, value in enumerate(sums):
-                if shape.residual:
-                    value = value + k.load(residual + pixel * lanes, i * lanes)
-                k.store(activate(k, value, shape.activation), place.target + pixel * lanes, i * lanes)
+    with module.kernel(shape.name) as k:
+        outside = window.outside_vector(k, 0.0)
+        with window.output_rows(k) as place:
+            weights = k.pointer(Slot.WEIGHTS) + place.block * k.argument(Slot.WEIGHTS_STRIDE)
+            bias = k.load(k.pointer(Slot.BIAS), place.block * lanes)
+            if shape.residual:
+                residual = k.pointer(Slot.RESIDUAL) + (
+                    place.image * k.argument(Slot.RESIDUAL_IMAGE_STRIDE)
+                    + place.block * k.argument(Slot.RESIDUAL_BLOCK_STRIDE)
+                    + place.row * k.argument(window.Slot.OUTPUT_WIDTH) * lanes
+                )
+            add_row = partial(_add_row, k, w, weights)
+            with window.tiles(k, w) as (pixel, left):
+                for border in (False, True):
+                    with window.when_at_border(k, w, left, border):
+                        around = outside if border else None
+                        sums = window.kernel_rows(k, w, place, left, around, [bias] * w.outputs, add_row)
+                        for i, value in enumerate(sums):
+                            if shape.residual:
+                                value = value + k.load(residual + pixel * lanes, i * lanes)
+                            k.store(activate(k, value, shape.activation), place.target + pixel * lanes, i * lanes)
     return module
+
+
+def _add_row(
+    k: Kernel, w: Window, weights: Pointer, values: list[Vector], column: Callable[[int], Vector], kernel_row: Index
+) -> list[Vector]:
+    """Return the tile's sums with one kernel row added."""
+    row = weights + kernel_row * (w.taps * k.lanes)
+    factors = [k.load(row, tap * k.lanes) for tap in range(w.taps)]
+    sums = list(values)
+    for j in w.columns:
+        value = column(j)
+        for tap, factor in enumerate(factors):
+            i, between = divmod(j - tap * w.dilation, w.stride)
+            if between == 0 and 0 <= i < w.outputs:
+                sums[i] = k.fma(value, factor, sums[i])
+    return sums
 
 
 def _accepts(step: Step) -> str | None:

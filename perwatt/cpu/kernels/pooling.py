@@ -5,14 +5,15 @@ the work. Maxima keep NaN. Averages divide by the number of elements inside the 
 the padded map: factors made with the plan, one table of a row for each number of rows a window can have inside.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial, reduce
 from math import inf, prod
 
 import numpy as np
 
-from perwatt.cpu.ir import Index, Kernel, Module, Vector
+from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Vector
 from perwatt.cpu.kernels import operands, window
 from perwatt.cpu.kernels.operands import blocked
 from perwatt.cpu.kernels.window import Geometry, Window
@@ -20,6 +21,7 @@ from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tile
 
 # Accumulators of one tile: they and a few temporaries must fit the registers.
 MOST_COLUMNS = {16: 24, 8: 11, 4: 24}
+WITNESSES = 3
 GLOBAL_ACCUMULATORS = 4
 
 
@@ -45,42 +47,84 @@ class GlobalSlot(IntEnum):
     FACTOR = 9
 
 
-def _combiner(k: Kernel, average: bool) -> Callable[[Vector, Vector], Vector]:
-    return (lambda a, b: a + b) if average else k.maximum
-
-
 def pooling_name(lanes: int, shape: Window, average: bool) -> str:
     """Return the name of the kernel that `pooling` writes."""
     return f"pool_{'average' if average else 'max'}_{shape.label}_v{lanes}"
 
 
 def pooling(lanes: int, shape: Window, average: bool) -> Module:
-    """Return the module of one pooling kernel."""
+    """Return the module of one pooling kernel.
+
+    The instruction for a maximum loses NaN. So maxima are taken without a thought for it, while a sum of the same
+    elements tells whether there was one (or infinities of both signs); only then the tile is done again with care.
+    """
     name = pooling_name(lanes, shape, average)
     module = Module(name, lanes)
     with module.kernel(name) as k:
-        combine, outside = _combiner(k, average), 0.0 if average else -inf
-        columns = shape.columns
-
-        def add_row(values: list[Vector], column: Callable[[int], Vector], kernel_row: Index) -> list[Vector]:
-            return [combine(value, column(j)) for value, j in zip(values, columns, strict=True)]
-
-        with window.output_rows(k) as place:
-            if average:
-                kind = k.table_entry(k.pointer(Slot.KINDS), place.row)
-                factors = k.pointer(Slot.FACTORS) + kind
-            with window.tiles(k, shape) as (pixel, left):
-                start = [k.constant(outside)] * len(columns)
-                done = dict(
-                    zip(columns, window.kernel_rows(k, shape, place, left, outside, start, add_row), strict=True)
-                )
-                for i in range(shape.outputs):
-                    taps = [done[i * shape.stride + t * shape.dilation] for t in range(shape.taps)]
-                    value = reduce(combine, taps)
+        outside = window.outside_vector(k, 0.0 if average else -inf)
+        with window.output_rows(k) as place, window.tiles(k, shape) as (pixel, left):
+            for border in (False, True):
+                tile = _Tile(shape, place, pixel, left, outside if border else None)
+                with window.when_at_border(k, shape, left, border):
                     if average:
-                        value = value * k.broadcast(factors + pixel, i)
-                    k.store(value, place.target + pixel * lanes, i * lanes)
+                        _average(k, tile)
+                    else:
+                        _maximum(k, tile)
     return module
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Neighbouring outputs of one row; `outside` as for window.kernel_rows."""
+
+    shape: Window
+    place: window.Place
+    pixel: Index
+    left: Index
+    outside: Pointer | None
+
+
+def _average(k: Kernel, tile: _Tile) -> None:
+    kind = k.table_entry(k.pointer(Slot.KINDS), tile.place.row)
+    factors = k.pointer(Slot.FACTORS) + kind + tile.pixel
+    sums, _ = _combined(k, tile, lambda a, b: a + b, 0.0, 0)
+    _store(k, tile, [value * k.broadcast(factors, i) for i, value in enumerate(sums)])
+
+
+def _maximum(k: Kernel, tile: _Tile) -> None:
+    maxima, witness = _combined(k, tile, k.larger, -inf, WITNESSES)
+    _store(k, tile, maxima)
+    with k.when(k.any_lane(reduce(lambda a, b: a + b, witness).is_nan())):
+        _store(k, tile, _combined(k, tile, k.maximum, -inf, 0)[0])
+
+
+def _combined(
+    k: Kernel, tile: _Tile, combine: Callable[[Vector, Vector], Vector], nothing: float, witnesses: int
+) -> tuple[list[Vector], list[Vector]]:
+    """Return (the tile's outputs, sums over parts of the elements read)."""
+    shape, columns = tile.shape, tile.shape.columns
+
+    def add_row(values: list[Vector], column: Callable[[int], Vector], kernel_row: Index) -> list[Vector]:
+        read = [column(j) for j in columns]
+        made = [combine(value, new) for value, new in zip(values, read, strict=False)]
+        sums = values[len(columns) :]
+        for i in range(len(read) if witnesses else 0):
+            sums[i % witnesses] = sums[i % witnesses] + read[i]
+        return [*made, *sums]
+
+    start = [k.constant(nothing)] * len(columns) + [k.constant(0.0)] * witnesses
+    values = window.kernel_rows(k, shape, tile.place, tile.left, tile.outside, start, add_row)
+    done = dict(zip(columns, values, strict=False))
+    outputs = [
+        reduce(combine, [done[i * shape.stride + t * shape.dilation] for t in range(shape.taps)])
+        for i in range(shape.outputs)
+    ]
+    return outputs, values[len(columns) :]
+
+
+def _store(k: Kernel, tile: _Tile, outputs: Sequence[Vector]) -> None:
+    for i, value in enumerate(outputs):
+        k.store(value, tile.place.target + tile.pixel * k.lanes, i * k.lanes)
 
 
 def whole_name(lanes: int, average: bool) -> str:
@@ -93,7 +137,7 @@ def whole_map(lanes: int, average: bool) -> Module:
     name, several = whole_name(lanes, average), GLOBAL_ACCUMULATORS
     module = Module(name, lanes)
     with module.kernel(name) as k:
-        combine = _combiner(k, average)
+        combine = (lambda a, b: a + b) if average else k.maximum
         blocks, pixels = k.argument(GlobalSlot.BLOCKS), k.argument(GlobalSlot.PIXELS)
         factor = k.broadcast(k.pointer(GlobalSlot.FACTOR))
         first, last = k.share(k.argument(GlobalSlot.IMAGES) * blocks)

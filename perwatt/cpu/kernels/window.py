@@ -1,8 +1,8 @@
 """Windows that slide over one channel block: the part that pooling and depthwise convolution have in common.
 
 A tile is some neighbouring output pixels of one row. For each kernel row that lies inside the map, the input columns
-the tile's windows cover are handed to the kernel; where some lie outside the map, the row goes through a small buffer
-filled with the padding's value. A row's last tile overlaps the one before it, so there is no code for a remainder.
+the tile's windows cover are handed to the kernel; in tiles at the border, columns outside the map are read from one
+vector that holds the padding's value. A row's last tile overlaps the one before it instead of being a remainder.
 Which kernel rows lie inside is a table made with the plan: one entry for each output row.
 """
 
@@ -107,30 +107,46 @@ def tiles(k: Kernel, window: Window) -> Iterator[tuple[Index, Index]]:
         yield pixel, pixel * window.stride - pad
 
 
+def outside_vector(k: Kernel, value: float) -> Pointer:
+    """Return where a vector lies that stands for every column outside the map."""
+    place = k.scratch(k.lanes)
+    k.store(k.constant(value), place)
+    return place
+
+
+@contextmanager
+def when_at_border(k: Kernel, window: Window, left: Index, border: bool) -> Iterator[None]:
+    """Run the block for tiles that reach over the map's border, or (`border` False) for those that do not."""
+    inside = (left >= 0) & (left + window.span <= k.argument(Slot.WIDTH))
+    with k.when(inside.equals_false() if border else inside):
+        yield
+
+
 def kernel_rows(
-    k: Kernel, window: Window, place: Place, left: Index, outside: float, start: Sequence[Vector],
+    k: Kernel, window: Window, place: Place, left: Index, outside: Pointer | None, start: Sequence[Vector],
     combine: Callable[[list[Vector], Callable[[int], Vector], Index], list[Vector]],
 ) -> list[Vector]:  # fmt: skip
     """Return `start` after `combine(values, column, kernel row)` for each kernel row inside the map.
 
-    `column(j)` loads input column j of the tile; a column outside the map holds `outside`.
+    `column(j)` loads input column j of the tile. Columns outside the map are read at `outside`; None promises that
+    there are none.
     """
     lanes, width = k.lanes, k.argument(Slot.WIDTH)
     table, step = k.pointer(Slot.ROWS), k.argument(Slot.ROW_STEP)
     input_row, kernel_row = k.table_entry(table, place.row * 3), k.table_entry(table, place.row * 3 + 1)
-    inside = (left >= 0) & (left + window.span <= width)
-    gathered = k.scratch(window.span * lanes)
-    with k.when(inside.equals_false()):
-        for column in window.columns:
-            k.store(k.constant(outside), gathered, column * lanes)
-    first, last = k.maximum_index(0 - left, 0), k.minimum_index(width - left, window.span)
     corner = place.source + (input_row * width + left) * lanes
+    there = {}
+    if outside is not None:
+        there = {j: (left + j >= 0) & (left + j < width) for j in window.columns}
     with k.loop(0, k.table_entry(table, place.row * 3 + 2), carry=start) as rows:
         here = corner + rows.index * step * width * lanes
-        with k.when(inside.equals_false()), k.loop(first, last) as columns:
-            k.store(k.load(here, columns.index * lanes), gathered, columns.index * lanes)
-        origin = k.choose_pointer(inside, here, gathered)
-        rows.carry(combine(list(rows.carried), lambda j: k.load(origin, j * lanes), kernel_row + rows.index))
+
+        def column(j: int) -> Vector:
+            if outside is None:
+                return k.load(here, j * lanes)
+            return k.load(k.choose_pointer(there[j], here + j * lanes, outside))
+
+        rows.carry(combine(list(rows.carried), column, kernel_row + rows.index))
     return rows.results
 
 
