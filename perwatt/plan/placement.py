@@ -7,7 +7,7 @@ The first steps, as long as each image passes through them on its own, form the 
 over a part of the batch (depth first, so that activations stay in cache), while the rest sees the whole batch at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from types import MappingProxyType
@@ -96,9 +96,11 @@ def place(graph: Graph, machine: Machine, threads: int, images: int | None = Non
     for name in graph.outputs:
         if name in graph.constants:
             _declare(draft, name, graph.values[name].shape, "plain")
-    outputs = tuple(_in_layout(draft, name, "plain") for name in graph.outputs)
-    outputs = tuple(_own_output(draft, graph, name, n) for name, n in zip(graph.outputs, outputs, strict=True))
-    return _settle(draft, outputs, images)
+    plain = [_in_layout(draft, name, "plain") for name in graph.outputs]
+    outputs: list[str] = []
+    for graph_name, name in zip(graph.outputs, plain, strict=True):
+        outputs.append(_own_output(draft, graph_name, name, outputs))
+    return _settle(draft, tuple(outputs), images)
 
 
 def _check(graph: Graph) -> None:
@@ -173,13 +175,14 @@ def _in_layout(draft: _Draft, name: str, layout: Layout) -> str:
     return target
 
 
-def _own_output(draft: _Draft, graph: Graph, graph_name: str, name: str) -> str:
-    """Return a plain tensor in a buffer of its own for a graph output that is an input or a view."""
-    if name not in graph.inputs and name not in draft.views and name not in graph.constants:
+def _own_output(draft: _Draft, graph_name: str, name: str, earlier: Sequence[str]) -> str:
+    """Return a plain tensor in a buffer of its own for a graph output, which may be an input, a view, or another's."""
+    graph = draft.graph
+    taken = {*graph.inputs, *graph.constants, *earlier}
+    if name not in taken and name not in draft.views:
         return name
     root, _ = _root(draft, name)
-    known = {*graph.inputs, *graph.outputs, *graph.constants}
-    if root not in known and draft.tensors[root].layout == "plain":
+    if root not in taken and draft.tensors[root].layout == "plain":
         # Turn the view around: what is computed is written into the caller's array at once.
         del draft.views[name]
         draft.views[root] = (name, 0)
