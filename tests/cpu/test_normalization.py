@@ -31,6 +31,19 @@ def test_lrn(shape: tuple[int, ...], size: int, beta: float, lanes: int) -> None
         np.testing.assert_allclose(run(LRN, s, {"x": x})[0], lrn(x, **attributes), rtol=(size + 12) * 6e-8, atol=0)
 
 
+@pytest.mark.parametrize("lanes", each_width())
+def test_lrn_of_what_is_no_number(lanes: int) -> None:
+    x = np.ones((1, 40, 1, 3), np.float32)
+    x[0, 5, 0, 0], x[0, 20, 0, 1], x[0, 39, 0, 2] = np.nan, np.inf, 1e30
+    for beta in (0.75, 0.6):
+        attributes = {"size": 5, "alpha": 1e-1, "beta": beta, "bias": 2.0}
+        wanted = lrn(x, **attributes)
+        wanted[0, 37:, 0, 2] = 0  # 1e30 squared is infinite in float32
+        with np.errstate(invalid="ignore"):
+            got = run(LRN, step("LRN", [("x", x.shape)], [x.shape], lanes=lanes, **attributes), {"x": x})[0]
+        np.testing.assert_allclose(got, wanted, rtol=20 * 6e-8)
+
+
 def softmax(x: np.ndarray, axis: int, logarithmic: bool) -> np.ndarray:
     """Return the softmax in float64."""
     shifted = x.astype(np.float64) - x.max(axis=axis, keepdims=True)

@@ -90,12 +90,32 @@ def response(lanes: int, size: int, three_quarters: bool) -> Module:
                     total = total + k.shuffle(middle, b, [distance + lane for lane in range(lanes)])
                 s = k.fma(total, scale, bias)
                 if three_quarters:
-                    root = k.square_root(s)
-                    result = value / (root * k.square_root(root))
+                    result = _over_three_quarters(k, value, s)
                 else:
                     result = value * exponential(k, logarithm(k, s) * power)
                 k.store(k.select(in_here, result, 0.0), y, place)
     return module
+
+
+def _over_three_quarters(k: Kernel, value: Vector, s: Vector) -> Vector:
+    """Return value / s^(3/4), for s >= 0."""
+    if k.lanes != 16:
+        root = k.square_root(s)
+        return value / (root * k.square_root(root))
+    # Two roots and a quotient take one slow unit all the time; AVX-512's estimates and a Newton step do not.
+    r = _inverse_root(k, s)
+    result = value * r * (r * _inverse_root(k, r))
+    return k.select(s > 3.4028234e38, value * 0.0, result)
+
+
+def _inverse_root(k: Kernel, x: Vector) -> Vector:
+    """Return 1/sqrt(x) from AVX-512's estimate (relative error 2^-14) and one Newton step."""
+    v = k.vector
+    k.module.declare(f"declare {v} @llvm.x86.avx512.rsqrt14.ps.512({v}, {v}, i16)")
+    call = f"call {v} @llvm.x86.avx512.rsqrt14.ps.512({v} {x.text}, {v} zeroinitializer, i16 -1)"
+    guess = Vector(k, k.emit(call))
+    half = guess * x * 0.5
+    return k.fma(guess, k.fma(-half, guess, k.constant(0.5)), guess)
 
 
 def _accepts_response(step: Step) -> str | None:
