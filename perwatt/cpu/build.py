@@ -10,7 +10,7 @@ from perwatt.cpu import memory
 from perwatt.cpu.catalogue import KERNELS
 from perwatt.cpu.jit import NativeCode, compile_modules
 from perwatt.cpu.team import BARRIER, Team
-from perwatt.plan import Algorithm, Call, Operand, Packed, Plan, Scratch, Word
+from perwatt.plan import Algorithm, Call, Operand, Packed, Places, Plan, Scratch, Word
 
 # Packed arrays by (position of the step, label), so that variants of one plan can share them.
 PackedArrays = dict[tuple[int, str], np.ndarray]
@@ -134,6 +134,18 @@ def _resolve(
                 packed[key] = memory.aligned(make())
             kept[key] = packed[key]
             return int(packed[key].ctypes.data)
+        case Places(names):
+            table = []
+            for name in names:
+                tensor = next(t for t in plan.steps[position].step.outputs if t.name == name)
+                first = _resolve(
+                    plan, position, Operand(name), repeat, arena, scratch, packed, kept, relocations, index
+                )
+                assert first, "several outputs lie in the arena, never in a caller's array"
+                for block in range(-(-tensor.shape[1] // plan.steps[position].step.lanes)):
+                    table.append((first + 4 * block * tensor.block_stride, tensor.image_stride))
+            places = kept[(position, f"places of repeat {repeat}")] = np.array(table, np.int64)
+            return int(places.ctypes.data)
         case Scratch(offset_bytes):
             return int(scratch.ctypes.data) + offset_bytes
         case _:

@@ -8,7 +8,7 @@ still a tensor of its own, written where its reader wants it.
 
 import numpy as np
 
-from perwatt.graph import Attribute, Graph, Node, integer, integers
+from perwatt.graph import Attribute, Graph, Node, integer, integers, number
 from perwatt.passes.draft import Draft, rewrite
 
 SAME = ("strides", "pads", "dilations", "activation", "activation_alpha", "activation_beta")
@@ -22,8 +22,18 @@ def merge_siblings(graph: Graph) -> Graph:
 def _fits(draft: Draft, node: Node) -> bool:
     if node.operator != "FusedConv" or node.attributes["splits"] is not None or len(node.inputs) != 3:
         return False
+    if len(draft.shape(node.inputs[0])) != 4 or not _keeps_zero(node):
+        return False
     constants = all(draft.constant(name) is not None for name in node.inputs[1:])
     return constants and integer(node, "group") == 1 and set(integers(node, "kernel_shape")) == {1}
+
+
+def _keeps_zero(node: Node) -> bool:
+    """Return whether 0 stays 0, so that what fills an output up to whole vectors stays nothing."""
+    name = node.attributes["activation"]
+    if name == "Clip":
+        return number(node, "activation_alpha") <= 0.0 <= number(node, "activation_beta")
+    return name in (None, "Relu", "LeakyRelu", "Silu", "Tanh", "HardSwish", "Elu")
 
 
 def _key(node: Node) -> tuple[Attribute, ...]:

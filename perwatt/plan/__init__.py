@@ -1,6 +1,6 @@
 """Graph and machine to Plan: every decision, with its reason."""
 
-from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tensor, Tile, Word
+from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Places, Scratch, Step, Tensor, Tile, Word
 from perwatt.plan.make import Timings, candidates, make, shortlist, tile_key
 from perwatt.plan.placement import Place, Placement, batch_of, place
 from perwatt.plan.plan import Candidate, Plan, PlannedStep, without_constants
@@ -13,7 +13,7 @@ __all__ = [
     "Operand",
     "Packed",
     "Place",
-    "Placement",
+    "Placement", "Places",
     "Plan",
     "PlannedStep",
     "Scratch",

@@ -86,7 +86,17 @@ class Scratch:
     offset_bytes: int = 0
 
 
-Word = int | Operand | Packed | Scratch
+@dataclass(frozen=True)
+class Places:
+    """A word: the address of a table of (address, floats from image to image), a pair for each block of V channels.
+
+    The blocks of several blocked tensors, one tensor after the other: what a kernel with several outputs writes to.
+    """
+
+    names: tuple[str, ...]
+
+
+Word = int | Operand | Packed | Scratch | Places
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,12 @@ from perwatt.cpu.tuning import measure
 from perwatt.errors import InputError, PlanError
 from perwatt.graph import Graph, read
 from perwatt.machine import Machine, this_machine
-from perwatt.passes import PASSES, apply
+from perwatt.passes import apply
 from perwatt.plan import batch_of, make, place
 from perwatt.run import tuning_file
 from perwatt.run.model import Model
 
 Tune = Literal["measure", "again", "estimate"]
-# Kernels write one output; merged siblings would need one with several.
-CPU_PASSES = tuple(each for each in PASSES if each.name != "merge_siblings")
 
 
 def compile(
@@ -54,7 +52,7 @@ def compile(
         raise InputError(f"threads: expected at least 1, got {count}")
     team = shared_team(count)
     _check_weights(graph)
-    rewritten = apply(graph, CPU_PASSES)
+    rewritten = apply(graph)
     _check_memory(rewritten, machine)
     placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images))
     inputs = {name: rewritten.values[name] for name in rewritten.inputs}

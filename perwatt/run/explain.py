@@ -11,7 +11,7 @@ import numpy as np
 from perwatt.cpu.peak import Peak, measure
 from perwatt.graph import Graph
 from perwatt.passes import apply
-from perwatt.run.compile import CPU_PASSES, compile, read_graph
+from perwatt.run.compile import compile, read_graph
 from perwatt.run.model import Model
 
 Stage = Literal["graph", "passes", "plan", "code"]
@@ -42,7 +42,7 @@ def explain(source: str | Path | bytes | Graph, batch: int | None, stop: Stage, 
     if stop == "graph":
         return str(graph)
     if stop == "passes":
-        return str(apply(graph, CPU_PASSES))
+        return str(apply(graph))
     model = compile(graph, threads=threads, tune="estimate")
     return str(model.plan) if stop == "plan" else model.code_listing()
 

@@ -11,7 +11,7 @@ import pytest
 
 from perwatt.cpu.jit import NativeCode, compile_modules
 from perwatt.machine import Isa, Machine, this_machine
-from perwatt.plan.algorithm import Algorithm, Operand, Packed, Scratch, Step, Tensor, Tile
+from perwatt.plan.algorithm import Algorithm, Operand, Packed, Places, Scratch, Step, Tensor, Tile
 
 GUARD = 192  # floats before and behind every buffer
 CANARY = -7.0e33
@@ -148,6 +148,14 @@ def run(
                 packed[word.label] = np.ascontiguousarray(word.make())
                 assert packed[word.label].dtype in (np.float32, np.int64), word.label
             return packed[word.label].ctypes.data
+        if isinstance(word, Places):
+            rows = [
+                (buffers[o.name].address + 4 * block * o.block_stride, o.image_stride)
+                for o in s.outputs
+                for block in range(-(-o.shape[1] // lanes))
+            ]
+            packed["places"] = np.array(rows, np.int64)
+            return packed["places"].ctypes.data
         if isinstance(word, Scratch):
             assert word.offset_bytes <= 4 * scratch_floats
             return scratch.ctypes.data + 4 * GUARD + word.offset_bytes

@@ -7,7 +7,7 @@ import pytest
 from convolution_cases import Case, Problem, allowed, check, errors, problem, some_tiles
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from kernel_runner import each_width, lanes_here, machine, run
+from kernel_runner import each_width, lanes_here, machine, run, step
 
 from perwatt.cpu.catalogue import KERNELS
 from perwatt.cpu.kernels.convolution import DIRECT, FIRST_LAYER
@@ -169,3 +169,33 @@ def test_without_fma_the_arithmetic_is_still_within_tolerance() -> None:
     for name in ("Sigmoid", "Tanh", "HardSigmoid"):
         posed = problem(Case(9, 6, (5, 7), activation=(name, 0.2, 0.5), lanes=4, threads=2))
         assert (abs(errors(posed, DIRECT)) <= allowed(posed)).all()
+
+
+@pytest.mark.parametrize("lanes", each_width())
+@pytest.mark.parametrize("parts", [(24, 16), (7, 1, 33)])
+def test_several_outputs_are_those_of_several_convolutions(parts: tuple[int, ...], lanes: int) -> None:
+    random = np.random.default_rng(5)
+    x = random.standard_normal((3, 20, 6, 7)).astype(np.float32)
+    w = random.standard_normal((sum(parts), 20, 1, 1)).astype(np.float32)
+    b = random.standard_normal(sum(parts)).astype(np.float32)
+    posed = step(
+        "FusedConv", [("x", x.shape), ("w", w.shape), ("b", b.shape)], [(3, part, 6, 7) for part in parts], lanes=lanes,
+        threads=2, layouts=["blocked", "plain", "plain", *["blocked"] * len(parts)], constants={"w": w, "b": b},
+        spare_blocks=1, kernel_shape=(1, 1), strides=(1, 1), pads=(0, 0, 0, 0), dilations=(1, 1), group=1,
+        activation="Relu", activation_alpha=0.0, activation_beta=0.0, splits=parts,
+    )  # fmt: skip
+    whole = np.einsum("kc,nchw->nkhw", w[:, :, 0, 0].astype(np.float64), x) + b[:, None, None]
+    wanted = np.split(np.maximum(whole, 0), np.cumsum(parts)[:-1], axis=1)
+    for tile in (DIRECT.tiles(posed)[0], DIRECT.tiles(posed)[-1]):
+        for got, expected in zip(run(DIRECT, posed, {"x": x}, tile), wanted, strict=True):
+            assert np.abs(got - expected).max() <= 20 * 6e-8 * np.abs(w).max() * np.abs(x).max() * 20
+
+
+def test_several_outputs_are_refused_where_zero_does_not_stay_zero() -> None:
+    posed = step(
+        "FusedConv", [("x", (1, 16, 3, 3)), ("w", (24, 16, 1, 1))], [(1, 8, 3, 3), (1, 16, 3, 3)],
+        layouts=["blocked", "plain", "blocked", "blocked"], constants={"w": np.zeros((24, 16, 1, 1), np.float32)},
+        kernel_shape=(1, 1), strides=(1, 1), pads=(0, 0, 0, 0), dilations=(1, 1), group=1, activation="Sigmoid",
+        activation_alpha=0.0, activation_beta=0.0, splits=(8, 16),
+    )  # fmt: skip
+    assert "zero" in str(DIRECT.accepts(posed))

@@ -13,12 +13,13 @@ from enum import IntEnum
 import numpy as np
 
 from perwatt.cpu.ir import Module
-from perwatt.cpu.kernels.activation import NO_ACTIVATION, Activation, activate
+from perwatt.cpu.kernels.activation import NO_ACTIVATION, Activation, activate, keeps_zero
 from perwatt.cpu.kernels.dense import (
     CACHE_BYTES_PER_S,
     FLOPS_PER_S_AND_LANE,
     MEMORY_BYTES_PER_S,
     Convolution,
+    activation_of,
     blocks,
     first_blocks,
     known,
@@ -30,10 +31,11 @@ from perwatt.cpu.kernels.dense import (
     register_tiles,
     residual_of,
     residual_offsets,
+    spread,
 )
 from perwatt.cpu.kernels.padding import padding
 from perwatt.cpu.kernels.tile import multiply
-from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tile, Word
+from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Places, Scratch, Step, Tile, Word
 
 
 class Slot(IntEnum):
@@ -42,7 +44,7 @@ class Slot(IntEnum):
     INPUT = 0
     WEIGHTS = 1
     BIAS = 2
-    OUTPUT = 3
+    OUTPUT = 3  # parted: a table of (address, floats from image to image) for each block of V output channels
     RESIDUAL = 4
     TABLE = 5
     ENTRIES = 6
@@ -80,11 +82,13 @@ class Shape:
     activation: Activation = NO_ACTIVATION
     residual: bool = False
     tail: bool = False
+    parted: bool = False
 
     @property
     def name(self) -> str:
         """The exported function's name, which holds all that the code depends on."""
         tail = f"{self.activation.label}{'_residual' if self.residual else ''}{'_tail' if self.tail else ''}"
+        tail += "_parted" if self.parted else ""
         return f"convolution_{self.lanes}_{self.rows}x{self.columns}_stride{self.row_stride}_steps{self.steps}_{tail}"
 
 
@@ -124,7 +128,13 @@ def convolution(shape: Shape) -> Module:
                 block = k.table_entry(channel_blocks, group)
                 panel = weights + group * weights_stride
                 x_group = x_image + k.table_entry(group_inputs, group)
-                y_places = [y_image + k.table_entry(out_blocks, block + column) for column in range(columns)]
+                if shape.parted:
+                    y_places = [
+                        k.table_pointer(y, (block + column) * 2) + image * k.table_entry(y, (block + column) * 2 + 1)
+                        for column in range(columns)
+                    ]
+                else:
+                    y_places = [y_image + k.table_entry(out_blocks, block + column) for column in range(columns)]
                 if shape.residual:
                     image_residual = residual + image * residual_image_stride
                     residual_places = [
@@ -163,8 +173,9 @@ def _source(shape: Shape) -> Callable[[], str]:
 def _reason_against(step: Step) -> str | None:
     if step.constant(1) is None:
         return "the weights are not constant"
-    if len(step.outputs) > 1:
-        return "several outputs"
+    if len(step.outputs) > 1 and not keeps_zero(activation_of(step)):
+        # Lanes behind each part's last channel must be zeros, and only those behind the very last are written so.
+        return "several outputs, and an activation that makes something of zero"
     if len(operand(step, 0).shape) not in (3, 4):
         return "not a convolution over one or two axes"
     return None
@@ -282,8 +293,11 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     together = c.kernel[1] if c.dilations[1] == 1 and c.kernel[1] <= MOST_STEPS else 1
     steps = lanes if blocked else together
     taps_across = c.kernel[1] if blocked else c.kernel[1] // together
-    tail = c.outputs % lanes > 0
-    shape = Shape(lanes, tile["rows"], tile["columns"], c.strides[1] * pixel, steps, c.activation, c.residual, tail)
+    parted = len(step.outputs) > 1
+    shape = Shape(
+        lanes, tile["rows"], tile["columns"], c.strides[1] * pixel, steps, c.activation, c.residual,
+        c.outputs % lanes > 0, parted,
+    )  # fmt: skip
     entries = planes // c.groups * c.kernel[0] * taps_across
 
     def table() -> np.ndarray:
@@ -297,10 +311,11 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     group_stride = planes // c.groups * plane_stride
     residual = residual_of(step)
     y = step.outputs[0]
+    target: Word = Places(tuple(out.name for out in step.outputs)) if parted else Operand(y.name)
     rows, row_stride = (1, 0) if c.pointwise else (c.out_height, c.strides[0] * width * pixel)
     words = (
         source, Packed(f"weights {lanes} {tile['columns']}", lambda: _pack(step, c, tile["columns"], blocked)),
-        Packed("bias", lambda: padded_bias(step, c.outputs, lanes)), Operand(y.name),
+        Packed("bias", lambda: padded_bias(step, c.outputs, lanes)), target,
         Operand(residual.name) if residual else 0, Packed(f"table {plane_stride}", table), entries,
         c.images, image_stride, rows, row_stride, _pixels(c), y.image_stride,
         Packed("output blocks", lambda: output_offsets(step)), residual.image_stride if residual else 0,
@@ -318,7 +333,7 @@ def _pack(step: Step, c: Convolution, columns: int, blocked: bool) -> np.ndarray
     outputs, channels = blocks(c.outputs, lanes) * lanes, c.channels // c.groups
     padded = blocks(channels, lanes) * lanes if blocked else channels
     full = np.zeros((outputs, padded, *c.kernel), np.float32)
-    full[: c.outputs, :channels] = weights.reshape(c.outputs, channels, *c.kernel)
+    full[: c.outputs, :channels] = spread(step, weights).reshape(c.outputs, channels, *c.kernel)
     if blocked:  # [outputs][block][down][across][lane]
         ordered = full.reshape(outputs, padded // lanes, lanes, *c.kernel).transpose(0, 1, 3, 4, 2)
     else:  # [outputs][channel][down][across]

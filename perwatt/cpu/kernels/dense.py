@@ -76,7 +76,7 @@ def read_convolution(step: Step) -> Convolution:
     groups = step.attributes["group"]
     assert isinstance(groups, int)
     return Convolution(
-        images, channels, height, width, sum(out.shape[1] for out in step.outputs),
+        images, channels, height, width, _outputs(step),
         1 if one_axis else y.shape[2], y.shape[-1],
         (kernel[0], kernel[1]), (strides[0], strides[1]), (dilations[0], dilations[1]),
         (pads[0], pads[1], pads[2], pads[3]), groups, activation_of(step), residual_of(step) is not None,
@@ -139,12 +139,32 @@ def pack_columns(matrix: np.ndarray, starts: np.ndarray, lanes: int, columns: in
     return np.ascontiguousarray(np.stack(panels), np.float32)
 
 
+def _outputs(step: Step) -> int:
+    """Return the output channels; where there are several outputs each takes whole vectors."""
+    if len(step.outputs) == 1:
+        return step.outputs[0].shape[1]
+    return sum(blocks(out.shape[1], step.lanes) for out in step.outputs) * step.lanes
+
+
+def spread(step: Step, rows: np.ndarray) -> np.ndarray:
+    """Return an array with a row per output channel, with rows of zeros where an output does not fill its vectors."""
+    if len(step.outputs) == 1:
+        return rows
+    full = np.zeros((_outputs(step), *rows.shape[1:]), rows.dtype)
+    taken = placed = 0
+    for out in step.outputs:
+        full[placed : placed + out.shape[1]] = rows[taken : taken + out.shape[1]]
+        taken += out.shape[1]
+        placed += blocks(out.shape[1], step.lanes) * step.lanes
+    return full
+
+
 def padded_bias(step: Step, outputs: int, lanes: int) -> np.ndarray:
     """Return the bias, filled up with zeros to whole vectors."""
     bias = np.zeros(blocks(outputs, lanes) * lanes, np.float32)
     given = step.constant(2)
     if given is not None:
-        bias[:outputs] = given
+        bias[:outputs] = spread(step, given)
     return bias
 
 
