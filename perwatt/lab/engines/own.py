@@ -8,7 +8,6 @@ from perwatt.lab.engine import Job, Loaded
 from perwatt.run import Model
 from perwatt.run import compile as compile_network
 
-
 MOST_TUNING_S = 60.0
 
 
