@@ -14,7 +14,7 @@ from perwatt.cpu.kernels.convolution import DIRECT, FIRST_LAYER
 from perwatt.cpu.kernels.grouped import GROUPS_JOINED
 from perwatt.plan.algorithm import Algorithm, Packed
 
-PLAIN_SUMS = [a for a in KERNELS if "FusedConv" in a.operators and "winograd" not in a.name]
+PLAIN_SUMS = [a for a in KERNELS if "FusedConv" in a.operators and "winograd" not in a.name and "fft" not in a.name]
 WIDEST = lanes_here()[0]
 
 CASES = [
