@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from plan_cases import Net, chain, modules, place_net
+from plan_cases import place_net
+from small_graphs import Net, chain, modules
 
 from perwatt.cpu.catalogue import KERNELS
 from perwatt.errors import PlanError, UnsupportedOperator

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from plan_cases import NETS, Net, check_memory, graph_of, machine, modules, perceptron, place_net, views
+from plan_cases import check_memory, graph_of, machine, place_net
+from small_graphs import NETS, Net, modules, perceptron, views
 
 from perwatt.errors import UnsupportedOperator
 from perwatt.graph import Builder, Graph
 from perwatt.networks import NETWORKS, build
-from perwatt.passes import PASSES, apply
+from perwatt.passes import apply
 from perwatt.plan import Placement, place
 
 
@@ -29,7 +30,7 @@ def test_every_reader_finds_what_was_written_for_it(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "resnet50"])
 def test_also_in_whole_networks(name: str) -> None:
-    graph = apply(NETWORKS[name].build(batch=2), tuple(p for p in PASSES if p.name != "merge_siblings"))
+    graph = apply(NETWORKS[name].build(batch=2))
     check_memory(place(graph, machine(16), 2, 1))
     check_memory(place(graph, machine(8), 2))
 
