@@ -10,9 +10,13 @@ Where it wins (one core with AVX-512 and 1 MB of L2, effective GFLOP/s of direct
   32 -> 96, 5x5 at 28², 8 images                     115 / 552 / 373 / 619
   96 -> 256, 5x5 at 27², one image                   111 / 520 / 312 / weights of 100 MB
   64 -> 64, 3x3 at 112²                              110 / 334 / 261 / -
-It errs less than direct convolution does and an eighth of F(4,5). Windows as small as 3x3 are left to Winograd. Tiles
-of 8 x 8 won nowhere. Gauss's three real products per complex one need larger weights and use registers less well: with
-the best tiles of each they took 0.9 to 1.4 times as long as four. Prefetch instructions made the good tiles slower.
+Least CPU time of one thread over 10 to 25 calls with weights in cache, on a machine in use by others; the figures of a
+line are not all of one run, so differences below a tenth say little. Tuning has the last word.
+
+It errs less than direct convolution does, and with 64 channels an eighth (with 256 a quarter) of what F(4,5) does.
+Windows as small as 3x3 are left to Winograd. Tiles of 8 x 8 hardly won anywhere. Gauss's three real products per
+complex one need larger weights and use registers less well: of five tiles tried of each, its best took 0.9 to 1.4 times
+as long as the best with four. Prefetch instructions helped large blocks only, which are slower than small ones.
 """
 
 from functools import partial
