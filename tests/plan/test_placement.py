@@ -7,11 +7,14 @@ import pytest
 from plan_cases import check_memory, graph_of, machine, place_net
 from small_graphs import NETS, Net, modules, perceptron, views
 
+from perwatt.cpu.catalogue import KERNELS
+from perwatt.cpu.kernels.pooling import MOST_COLUMNS
 from perwatt.errors import UnsupportedOperator
 from perwatt.graph import Builder, Graph
 from perwatt.networks import NETWORKS, build
 from perwatt.passes import apply
-from perwatt.plan import Placement, place
+from perwatt.plan import Placement, make, place
+from perwatt.plan.layouts import WIDEST_POOL
 
 
 def operators(placement: Placement) -> list[str]:
@@ -82,6 +85,20 @@ def test_first_layers_read_the_callers_array() -> None:
     assert first is not None
     assert first.layout == "plain"
     assert placement.places[first.name].buffer == placement.inputs[0]
+
+
+def test_pools_too_wide_for_registers_are_plain() -> None:
+    assert WIDEST_POOL == MOST_COLUMNS, "plan and kernels must mean the same windows"
+    net = Net(2)
+    x = net.conv(net.input(3, 9, 40), 16, 3)
+    for width, pads in ((11, 0), (13, 0), (25, 0), (3, 2)):
+        net.add("MaxPool", x, kernel_shape=(1, width), pads=(0, pads, 0, 0), name=f"pool{width}")
+    graph = net.graph("pool11", "pool13", "pool25", "pool3")
+    for lanes, plain in ((16, {"pool25"}), (8, {"pool13", "pool25"})):
+        steps = place(apply(graph), machine(lanes), 1).steps
+        pools = [step for step in steps if step.operator == "MaxPool"]
+        assert {step.name for step in pools if step.outputs[0].layout == "plain"} == plain
+        make("net", place(apply(graph), machine(lanes), 1), KERNELS)
 
 
 def test_every_output_has_an_array_of_its_own() -> None:
