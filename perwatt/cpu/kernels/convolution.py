@@ -35,7 +35,7 @@ from perwatt.cpu.kernels.dense import (
     used_lanes,
 )
 from perwatt.cpu.kernels.padding import padding
-from perwatt.cpu.kernels.tile import multiply
+from perwatt.cpu.kernels.tile import LONGEST_RUN, multiply
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Places, Scratch, Step, Tile, Word
 
 
@@ -84,12 +84,13 @@ class Shape:
     residual: bool = False
     tail: bool = False
     parted: bool = False
+    deep: bool = False
 
     @property
     def name(self) -> str:
         """The exported function's name, which holds all that the code depends on."""
         tail = f"{self.activation.label}{'_residual' if self.residual else ''}{'_tail' if self.tail else ''}"
-        tail += "_parted" if self.parted else ""
+        tail += ("_parted" if self.parted else "") + ("_deep" if self.deep else "")
         return f"convolution_{self.lanes}_{self.rows}x{self.columns}_stride{self.row_stride}_steps{self.steps}_{tail}"
 
 
@@ -151,7 +152,7 @@ def convolution(shape: Shape) -> Module:
                     here = x_group + (row * row_stride + pixel * shape.row_stride)
                     sums = multiply(
                         k, [start[i % columns] for i in range(rows * columns)], here, panel, table, entries,
-                        rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps,
+                        rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps, deep=shape.deep,
                     )  # fmt: skip
                     place = (row * pixels + pixel) * lanes
                     for column in range(columns):
@@ -292,11 +293,11 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     steps = lanes if blocked else together
     taps_across = c.kernel[1] if blocked else c.kernel[1] // together
     parted = len(step.outputs) > 1
+    entries = planes // c.groups * c.kernel[0] * taps_across
     shape = Shape(
         lanes, tile["rows"], tile["columns"], c.strides[1] * pixel, steps, c.activation, c.residual,
-        has_tail(step), parted,
+        has_tail(step), parted, entries * steps > LONGEST_RUN,
     )  # fmt: skip
-    entries = planes // c.groups * c.kernel[0] * taps_across
 
     def table() -> np.ndarray:
         plane = np.arange(planes // c.groups)[:, None, None] * plane_stride

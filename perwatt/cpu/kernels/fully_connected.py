@@ -25,6 +25,7 @@ from perwatt.cpu.kernels.dense import (
     residual_offsets,
     used_lanes,
 )
+from perwatt.cpu.kernels.tile import LONGEST_RUN
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tile, Word
 
 
@@ -109,7 +110,7 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     images, depth, outputs = _sizes(step)
     shape = Shape(
         lanes, tile["rows"], tile["columns"], lanes, lanes, activation_of(step), residual is not None,
-        has_tail(step),
+        has_tail(step), deep=depth * lanes > LONGEST_RUN,
     )  # fmt: skip
     starts = first_blocks(outputs, 1, lanes, tile["columns"])
     words: tuple[Word, ...] = (
