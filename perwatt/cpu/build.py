@@ -1,14 +1,17 @@
 """Build Code from a Plan: compile the kernels, pack the weights, lay out the arguments, and write the step table."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 from perwatt.cpu import memory
 from perwatt.cpu.catalogue import KERNELS
-from perwatt.cpu.jit import NativeCode, compile_modules
+from perwatt.cpu.jit import NativeCode, compile_emitted
 from perwatt.cpu.team import BARRIER, Team
 from perwatt.plan import Algorithm, Call, Operand, Packed, Places, Plan, Scratch, Word
 
@@ -99,14 +102,19 @@ def _sequence(plan: Plan, calls: Sequence[tuple[int, Call]]) -> list[tuple[int, 
 
 def _compile(plan: Plan, calls: Sequence[Call]) -> tuple[dict[str, int], list[NativeCode]]:
     """Return (address of each function, code to keep alive)."""
-    sources: dict[str, str] = {}
-    for call in calls:
-        if call.function not in sources:
-            sources[call.function] = call.source()
-    names = list(sources)
+    modules = {call.module or call.function: call.source for call in calls}
     machine = plan.placement.steps[0].machine if plan.placement.steps else None
-    native = compile_modules(list(sources.values()), machine, names)
-    return {name: code.address(name) for name, code in zip(names, native, strict=True)}, native
+    native = compile_emitted(modules, emitter_digest(), machine)
+    addresses = {call.function: native[call.module or call.function].address(call.function) for call in calls}
+    return addresses, list(native.values())
+
+
+@cache
+def emitter_digest() -> str:
+    """Return a digest of the sources that write kernels: an edited kernel is another kernel."""
+    here = Path(__file__).parent
+    sources = [here / "ir.py", *sorted((here / "kernels").glob("*.py"))]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def _resolve(

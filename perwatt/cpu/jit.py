@@ -6,7 +6,7 @@ that uses it goes, and the code model can be small because one library's code an
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -88,6 +88,39 @@ def compile_module(
     return compile_modules([source], machine, [name], options)[0]
 
 
+def compile_emitted(
+    modules: Mapping[str, Callable[[], str]], emitter: str, machine: Machine | None = None
+) -> dict[str, NativeCode]:
+    """Return native code of modules by name; one whose object is kept is not even written as IR.
+
+    A name must hold all that a module is specialised on, `emitter` identify the code that writes it (a digest):
+    together they stand for the IR. Raises as compile_module does.
+    """
+    target = target_of(machine)
+    entries = {name: code_cache.key(f"{emitter} {name}", target, DEFAULT_OPTIONS) for name in modules}
+    found: dict[str, NativeCode] = {}
+    for name, entry in entries.items():
+        here = _loaded.get(entry)
+        if here is None and (kept := code_cache.fetch(entry)) is not None:
+            here = _loaded[entry] = load_object(kept[0], kept[1], name)
+        if here is not None:
+            found[name] = here
+    missing = [name for name in modules if name not in found]
+    for name, compiled in zip(missing, _compiled([modules[name]() for name in missing], target), strict=True):
+        code_cache.store(entries[name], compiled)
+        found[name] = _loaded[entries[name]] = load_object(compiled[0], compiled[1], name)
+    return found
+
+
+def _compiled(
+    sources: Sequence[str], target: Target, options: Options = DEFAULT_OPTIONS
+) -> Sequence[code_cache.Compiled]:
+    """Return the object of each source; many are compiled by several processes."""
+    if len(sources) > MODULES_WORTH_HELPERS:
+        return compile_objects(list(sources), target, options, min(MOST_PROCESSES, machine_here().cores))
+    return [compile_object(source, target, options) for source in sources]
+
+
 def compile_modules(
     sources: Sequence[str],
     machine: Machine | None = None,
@@ -101,11 +134,7 @@ def compile_modules(
     code = {entry: here for entry in wanted if (here := _loaded.get(entry)) is not None}
     objects = {entry: kept for entry in wanted if entry not in code and (kept := code_cache.fetch(entry)) is not None}
     missing = [entry for entry in wanted if entry not in code and entry not in objects]
-    if len(missing) > MODULES_WORTH_HELPERS:
-        processes = min(MOST_PROCESSES, machine_here().cores)
-        made = compile_objects([wanted[entry] for entry in missing], target, options, processes)
-    else:
-        made = [compile_object(wanted[entry], target, options) for entry in missing]
+    made = _compiled([wanted[entry] for entry in missing], target, options)
     for entry, compiled in zip(missing, made, strict=True):
         code_cache.store(entry, compiled)
         objects[entry] = compiled

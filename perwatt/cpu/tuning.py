@@ -15,7 +15,7 @@ import numpy as np
 from perwatt.cpu.build import PackedArrays, build
 from perwatt.cpu.catalogue import KERNELS
 from perwatt.cpu.team import Team
-from perwatt.plan import Candidate, Placement, Timings, candidates, make, shortlist, tile_key
+from perwatt.plan import Candidate, Considered, Placement, Timings, consider, make, shortlist, tile_key
 
 Key = tuple[int, str, tuple[tuple[str, int], ...]]
 FIRST_REPEATS, SECOND_REPEATS = 3, 7
@@ -24,7 +24,8 @@ FINALISTS = 4
 
 def measure(
     placement: Placement, team: Team, arrays: Mapping[str, np.ndarray], *, workspace_bytes: int | None = None,
-    known: Timings | None = None, limit_s: float = 12.0, progress: Callable[[int, int], None] | None = None,
+    known: Timings | None = None, considered: Considered | None = None,
+    limit_s: float = 12.0, progress: Callable[[int, int], None] | None = None,
 ) -> dict[Key, float]:  # fmt: skip
     """Return seconds of the shortlisted candidates of each step: those `known`, and the others measured here.
 
@@ -33,10 +34,11 @@ def measure(
     """
     # One passage of the imagewise part tells as much as all of them.
     placement = replace(placement, batch=placement.images)
+    if considered is None:
+        considered = consider(placement, KERNELS, workspace_bytes)
     timings: dict[Key, float] = {}
     unknown: list[list[Candidate]] = []
-    for position, step in enumerate(placement.steps):
-        found, _ = candidates(step, KERNELS, workspace_bytes)
+    for position, (found, _) in enumerate(considered):
         entries = shortlist(found)
         for candidate in entries:
             key = _key(position, candidate)
@@ -53,7 +55,7 @@ def measure(
     for number in range(rounds):
         if number and time.monotonic() > stop:
             break
-        _round(placement, team, arrays, unknown, number, packed, FIRST_REPEATS, timings, workspace_bytes)
+        _round(placement, team, arrays, unknown, number, packed, FIRST_REPEATS, timings, considered)
         if progress is not None:
             progress(number + 1, rounds + FINALISTS)
     finalists = [
@@ -63,7 +65,7 @@ def measure(
     for number in range(FINALISTS):
         if time.monotonic() > stop:
             break
-        _round(placement, team, arrays, finalists, number, packed, SECOND_REPEATS, timings, workspace_bytes)
+        _round(placement, team, arrays, finalists, number, packed, SECOND_REPEATS, timings, considered)
         if progress is not None:
             progress(rounds + number + 1, rounds + FINALISTS)
     return timings
@@ -75,7 +77,7 @@ def _key(position: int, candidate: Candidate) -> Key:
 
 def _round(
     placement: Placement, team: Team, arrays: Mapping[str, np.ndarray], lists: Sequence[Sequence[Candidate]],
-    number: int, packed: PackedArrays, repeats: int, timings: dict[Key, float], workspace_bytes: int | None,
+    number: int, packed: PackedArrays, repeats: int, timings: dict[Key, float], considered: Considered,
 ) -> None:  # fmt: skip
     """Time every step with entry `number` of its list; with its best known candidate where the list is shorter."""
 
@@ -85,7 +87,7 @@ def _round(
         timed = [c for c in found if _key(position, c) in timings]
         return min(timed, key=lambda c: timings[_key(position, c)]) if timed else found[0]
 
-    plan = make("tuning", placement, KERNELS, workspace_bytes=workspace_bytes, choose=choose)
+    plan = make("tuning", placement, KERNELS, considered=considered, choose=choose)
     code = build(plan, team, packed)
     code.bind({name: array.ctypes.data for name, array in arrays.items()})
     code.run()

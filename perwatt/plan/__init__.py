@@ -1,7 +1,7 @@
 """Graph and machine to Plan: every decision, with its reason."""
 
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Places, Scratch, Step, Tensor, Tile, Word
-from perwatt.plan.make import Timings, candidates, make, shortlist, tile_key
+from perwatt.plan.make import Considered, Timings, candidates, consider, make, shortlist, tile_key
 from perwatt.plan.placement import Place, Placement, batch_of, place
 from perwatt.plan.plan import Candidate, Plan, PlannedStep, without_constants
 from perwatt.plan.work import Work, work
@@ -10,10 +10,12 @@ __all__ = [
     "Algorithm",
     "Call",
     "Candidate",
+    "Considered",
     "Operand",
     "Packed",
     "Place",
-    "Placement", "Places",
+    "Placement",
+    "Places",
     "Plan",
     "PlannedStep",
     "Scratch",
@@ -25,6 +27,7 @@ __all__ = [
     "Work",
     "batch_of",
     "candidates",
+    "consider",
     "make",
     "place",
     "shortlist",

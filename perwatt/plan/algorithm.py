@@ -104,11 +104,13 @@ class Call:
     """One kernel call on all threads. `source` writes the IR of the module that exports `function`.
 
     Two calls with the same function name are taken to be the same code: the name holds all it is specialised on.
+    `module` names a module that exports several functions; None: it is named like its only function.
     """
 
     function: str
     source: Callable[[], str] = field(compare=False)
     words: tuple[Word, ...]
+    module: str | None = None
 
 
 def _no_scratch(step: Step, tile: Tile) -> int:

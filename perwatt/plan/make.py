@@ -69,6 +69,14 @@ def candidates(
     return found, refused
 
 
+Considered = Sequence[tuple[list[Candidate], list[tuple[str, str]]]]
+
+
+def consider(placement: Placement, catalogue: Catalogue, workspace_bytes: int | None) -> Considered:
+    """Return `candidates` of every step of a placement, for tuning and making to share. Raises as that does."""
+    return [candidates(step, catalogue, workspace_bytes) for step in placement.steps]
+
+
 def shortlist(found: Sequence[Candidate], most: int = MOST_CANDIDATES) -> list[Candidate]:
     """Return the candidates worth timing: the best few of each algorithm, then the best of all."""
     best = found[0].estimated_s
@@ -86,21 +94,23 @@ def shortlist(found: Sequence[Candidate], most: int = MOST_CANDIDATES) -> list[C
 def make(
     name: str, placement: Placement, catalogue: Catalogue, *, workspace_bytes: int | None = None,
     timings: Timings | None = None, error_budget: float = ERROR_BUDGET,
-    choose: Callable[[int, list[Candidate]], Candidate] | None = None,
+    choose: Callable[[int, list[Candidate]], Candidate] | None = None, considered: Considered | None = None,
 ) -> Plan:  # fmt: skip
     """Return the Plan: for each step the fastest candidate, by timing where it was timed, else by estimate.
 
     Steps give up speed, those first that lose least by it, until the network's expected error is within
     `error_budget` times that of direct arithmetic.
 
+    `considered` are the candidates when they are known already.
     `choose`, when given, picks from a step's candidates instead (tuning walks through them with it).
     Raises UnsupportedOperator and PlanError as `candidates` does.
     """
     planned = []
     pools: list[list[Candidate]] = []
     refusals: list[list[tuple[str, str]]] = []
-    for position, step in enumerate(placement.steps):
-        found, refused = candidates(step, catalogue, workspace_bytes)
+    if considered is None:
+        considered = consider(placement, catalogue, workspace_bytes)
+    for position, (found, refused) in enumerate(considered):
         refusals.append(refused)
         if choose is not None:
             pools.append([choose(position, found)])

@@ -17,7 +17,7 @@ from perwatt.errors import InputError, PlanError
 from perwatt.graph import Graph, read
 from perwatt.machine import Machine, this_machine
 from perwatt.passes import apply
-from perwatt.plan import batch_of, make, place
+from perwatt.plan import batch_of, consider, make, place
 from perwatt.run import tuning_file
 from perwatt.run.model import Model
 
@@ -59,8 +59,9 @@ def compile(
     placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images))
     inputs = {name: rewritten.values[name] for name in rewritten.inputs}
     outputs = {name: rewritten.values[name] for name in rewritten.outputs}
-    kept = {} if tune == "again" else tuning_file.timings(placement, KERNELS, tuning_file.load(machine))
-    plan = make(rewritten.name, placement, KERNELS, workspace_bytes=workspace_bytes, timings=kept)
+    considered = consider(placement, KERNELS, workspace_bytes)
+    kept = {} if tune == "again" else tuning_file.timings(placement, considered, tuning_file.load(machine))
+    plan = make(rewritten.name, placement, KERNELS, timings=kept, considered=considered)
     _check_memory(rewritten, machine, 4 * plan.arena_floats + plan.scratch_bytes)
     if tune != "estimate":
         random = np.random.default_rng(0)
@@ -73,14 +74,14 @@ def compile(
             placement,
             team,
             arrays,
-            workspace_bytes=workspace_bytes,
             known=kept,
+            considered=considered,
             limit_s=tune_limit_s,
             progress=progress,
         )
         if timings != kept:
             tuning_file.keep(placement, timings, machine)
-        plan = make(rewritten.name, placement, KERNELS, workspace_bytes=workspace_bytes, timings=timings)
+        plan = make(rewritten.name, placement, KERNELS, timings=timings, considered=considered)
     return Model(plan, build(plan, team), inputs, outputs)
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from perwatt import settings
 from perwatt.machine import Machine
-from perwatt.plan import Placement, Step, Timings, candidates
-from perwatt.plan.algorithm import Algorithm
+from perwatt.plan import Considered, Placement, Step, Timings
 
 FORMAT = 1
 Results = dict[str, dict[str, float]]
@@ -48,14 +47,14 @@ def load(machine: Machine) -> Results:
     return results if isinstance(results, dict) else {}
 
 
-def timings(placement: Placement, catalogue: tuple[Algorithm, ...], results: Results) -> Timings:
+def timings(placement: Placement, considered: Considered, results: Results) -> Timings:
     """Return the kept results that apply to the steps of a placement."""
     found = {}
     for position, step in enumerate(placement.steps):
         kept = results.get(signature(step))
         if not isinstance(kept, dict):
             continue
-        for candidate in candidates(step, catalogue, None)[0]:
+        for candidate in considered[position][0]:
             seconds = kept.get(_label(candidate.algorithm, candidate.tile))
             if isinstance(seconds, int | float) and 0 < seconds < float("inf"):
                 found[(position, candidate.algorithm, tuple(sorted(candidate.tile.items())))] = seconds

@@ -211,7 +211,8 @@ def calls(size: int, shared: bool, step: Step, tile: Tile) -> tuple[Call, ...]:
     if not shared:
         return (Call(f"{shape.stem}_fused", lambda: str(fft_fused(shape)), words),)
     return tuple(
-        Call(f"{shape.stem}_shared_{half}", lambda: str(fft_shared(shape)), words) for half in ("input", "output")
+        Call(f"{shape.stem}_shared_{half}", lambda: str(fft_shared(shape)), words, f"{shape.stem}_shared")
+        for half in ("input", "output")
     )
 
 

@@ -205,14 +205,17 @@ def calls(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> tuple[
     if mode == "fused":
         return (Call(f"{shape.stem}_fused", lambda: str(winograd_fused(shape)), words),)
     if mode == "shared":
-        halves = ("input", "output")
-        return tuple(Call(f"{shape.stem}_shared_{half}", lambda: str(winograd_shared(shape)), words) for half in halves)
+        module = f"{shape.stem}_shared"
+        return tuple(
+            Call(f"{module}_{half}", lambda: str(winograd_shared(shape)), words, module) for half in ("input", "output")
+        )
     count = _tile_count(c, outputs)
     return tuple(
         Call(
             f"{shape.stem}_staged_{stage}",
             lambda: str(winograd_staged(shape)),
             (*words, first, min(tile["block"], count - first), blocks(c.outputs, lanes)),
+            f"{shape.stem}_staged",
         )
         for first in range(0, count, tile["block"])
         for stage in ("input", "products", "output")
