@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from perwatt.graph import Graph
-    from perwatt.lab.record import Record
+    from perwatt.lab.record import Profile, Record
 
 Choice = TypeVar("Choice", bound=str)
 EXIT_OK = 0
@@ -94,6 +94,7 @@ def bench(
     engines: Annotated[str, typer.Option(help="Which engines. [default: every one of the device]")] = "",
     photos: Annotated[Path | None, typer.Option(help="Folder of photographs. [default: scikit-image's]")] = None,
     profile: Annotated[str, typer.Option(help="quick (minutes), standard, long.")] = "standard",
+    minutes: Annotated[float | None, typer.Option(help="Longest duration, instead of the profile's own.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the Record and the report.")] = Path("bench"),
     seed: Annotated[int, typer.Option(help="Seed of crops, order and samples.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Threads of each engine. [default: every usable core]")] = None,
@@ -121,7 +122,7 @@ def bench(
         precisions=_each_of("precision", precision or usual, PRECISIONS),
         engines=_each_of("engine", engines, tuple(each.name for each in ENGINES)) if engines else None,
         photos=photos,
-        profile=_one_of("profile", profile, tuple(PROFILES)),
+        profile=_lasting(PROFILES[_one_of("profile", profile, tuple(PROFILES))], minutes),
         out=out,
         seed=seed,
         threads=threads,
@@ -389,6 +390,15 @@ def _tuning_progress(name: str, batch: int) -> "Callable[[int, int], None]":
         print(f"\rtuning {name}, batch {batch}: round {done} of {rounds}", end=end, file=sys.stderr, flush=True)
 
     return tell
+
+
+def _lasting(profile: "Profile", minutes: float | None) -> "Profile | str":
+    """Return the profile's name, or the profile with another longest duration. Raises InputError."""
+    if minutes is None:
+        return profile.name
+    if not 0.1 <= minutes <= 10_000:
+        raise InputError(f"minutes: expected a number from 0.1 to 10000, got {minutes}; leave it out for the profile's")
+    return profile.model_copy(update={"limit_s": 60 * minutes})
 
 
 def _bytes(what: str, given: str) -> int:

@@ -335,3 +335,12 @@ def test_tune_keeps_results_that_the_next_start_uses(
 def test_a_workspace_limit_is_a_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["tune", "lenet", "--workspace", "many"]) == cli.EXIT_USER
     assert "such as 256MiB" in capsys.readouterr().err
+
+
+def test_minutes_bound_a_profile(asked: list[BenchRequest], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.run(["bench", "lenet", "--profile", "quick", "--minutes", "1.5", "--out", str(tmp_path)]) in (0, 1)
+    profile = asked[0].profile
+    assert not isinstance(profile, str)
+    assert (profile.name, profile.limit_s) == ("quick", 90)
+    assert cli.run(["bench", "lenet", "--minutes", "0"]) == cli.EXIT_USER
+    assert "minutes: expected a number" in capsys.readouterr().err
