@@ -191,12 +191,15 @@ class Metering:
         return bool(self._watched)
 
     def block_s(self, usual_s: float, most_s: float) -> float:
-        """Return how long a block should be: the usual, or as long as the slowest meter wants, `most_s` at most."""
-        return max(usual_s, min(self._wanted_s(), most_s))
+        """Return how long a block should be: the usual, or as long as the slowest meter wants, `most_s` at most.
+
+        Where that is too short for any meter, the usual: time that no meter makes use of would be wasted.
+        """
+        length_s = max(usual_s, min(self._wanted_s(), most_s))
+        return length_s if any(length_s >= self._least_s(meter) for _, meter in self._meters()) else usual_s
 
     def _wanted_s(self) -> float:
-        wanted = (max(meter.window_s(BLOCK_SHARE), self._least_s(meter)) for _, meter in self._meters())
-        return max(wanted, default=0.0)
+        return max((max(meter.window_s(BLOCK_SHARE), self._least_s(meter)) for _, meter in self._meters()), default=0.0)
 
     def _meters(self) -> Iterator[tuple[_Watched, Meter]]:
         return ((each, each.meter.meter) for each in self._watched)
@@ -224,7 +227,8 @@ class Metering:
 
         In step, every block would err the same way and no number of rounds would show it.
         """
-        period_s = max((meter.update_period_s for _, meter in self._meters()), default=0.0)
+        used = (meter for _, meter in self._meters() if length_s >= self._least_s(meter))
+        period_s = max((meter.update_period_s for meter in used), default=0.0)
         return generator.random() * min(period_s, 0.1 * length_s)
 
     def mark(self) -> None:
@@ -289,8 +293,9 @@ class Metering:
         )
 
     def idle_s(self, block_s: float, left_s: float) -> float:
-        """Return how long one of the windows without work should be; 0 without a meter."""
-        return min(block_s, IDLE_SHARE * max(left_s, 0.0) / (2 * IDLE_WINDOWS)) if self.is_on else 0.0
+        """Return how long one of the windows without work should be; 0 where no meter would make use of it."""
+        window_s = min(block_s, IDLE_SHARE * max(left_s, 0.0) / (2 * IDLE_WINDOWS))
+        return window_s if any(window_s >= self._least_s(meter) for _, meter in self._meters()) else 0.0
 
     def rest(self, network: str, batch: int, when: When, rested: bool, window_s: float) -> None:
         """Read the meters over a few windows in which nobody works."""
