@@ -12,8 +12,10 @@ it once, one kind a file of this folder. An `OpenMeter` is a Source that is bein
 Instants are `time.perf_counter_ns()`, which all processes of one machine share (Linux, macOS and Windows).
 """
 
+import importlib
 import math
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Literal, Protocol, Self
 # the processor's maker calls the platform; board: a board's input; gpu: a GPU's whole board with its memory.
 Scope = Literal["wall", "system", "psys", "board", "gpu", "package", "dram", "rail", "part", "none"]
 SCOPES: tuple[Scope, ...] = ("wall", "system", "psys", "board", "gpu", "package", "dram", "rail", "part", "none")
+MOST_ANSWER_BYTES = 1 << 20
 MINIMUM_SHARE = 0.02  # of a window's joules: what the meter's own random error should stay below
 
 
@@ -34,10 +37,10 @@ class Meter:
     `name` is unique on this machine and what `--meter` takes. `scope` is one of SCOPES, for a sum several joined by
     " + ". `covers` are paths such as "system/cpu0/core": two meters overlap when a path of one begins with a path of
     the other. `quantum` is the smallest step, in `unit`. A reading appears every `update_period_s`; a reading of power
-    is the mean of the `averaging_s` before it (0: an instant) and sees the share `sampled_share` of the time. `gain` is
-    the relative error that all its readings have in common, as a 95 % half width. `wrap_j` is where a counter starts
-    again. `settle_s` after a window's end its energy can be asked for. `readers` says who may read it, `note` what else
-    to know.
+    is the mean of the `averaging_s` before it (0: an instant) and sees the share `sampled_share` of that time. `gain`
+    is the relative error that all its readings have in common, as a 95 % half width. `wrap_j` is where a counter starts
+    again. It is read every `poll_s`, and at marks where a reading does not take long. `settle_s` after a window's end
+    its energy is known best. `readers` says who may read it, `note` what else to know.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Meter:
     sampled_share: float = 1.0
     wrap_j: float | None = None
     settle_s: float = 0.0
+    poll_s: float = 0.1
+    reads_at_marks: bool = True
     readers: str = "everyone"
     note: str = ""
 
@@ -89,24 +94,35 @@ class Energy:
 
 @dataclass(frozen=True)
 class Reading:
-    """One reading: joules of a counter since some beginning, or watts; `time_ns` is of the clock of perf_counter_ns.
+    """One reading: joules of a counter since some beginning, or watts.
 
-    `spread_ns` is how far off the time may be, either way, where the meter has a clock of its own.
+    `time_ns` is of the clock of perf_counter_ns, or of the meter's own clock where its Source has an offset.
+    `age_s` is how old the value may have been then; None: up to the update period.
     """
 
     time_ns: int
     value: float
+    age_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Offset:
+    """What to add to the times of a meter's own clock to have the lab's, and how far off that may be, either way."""
+
+    add_ns: int = 0
     spread_ns: int = 0
 
 
 class Source(Protocol):
     """What reads a meter once. `read` returns what is new since the last call, mostly one Reading, its time `now_ns`.
 
-    It raises MeterError when the meter has vanished or answers nonsense. `notes` are facts learned while reading, such
-    as the offset of a clock.
+    It raises MeterError when the meter has vanished or answers nonsense. `offset` is that of the meter's own clock, as
+    far as it is known by now, None where times are the lab's; `notes` are other facts learned while reading.
     """
 
     def read(self, now_ns: int) -> Sequence[Reading]: ...
+
+    def offset(self) -> Offset | None: ...
 
     def notes(self) -> tuple[str, ...]: ...
 
@@ -154,18 +170,39 @@ class Found:
     overlaps: tuple[str, ...] = ()
 
 
+def _import(name: str) -> object | None:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace")
+
+
+def _fetch(url: str, timeout_s: float) -> bytes:
+    with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+        return bytes(answer.read(MOST_ANSWER_BYTES))
+
+
 @dataclass(frozen=True)
 class Host:
-    """Where meters are looked for; a test or a demonstration gives another machine.
+    """Where meters are looked for, and how they are reached; a test or a demonstration gives another machine.
 
-    `root` is above /sys and /proc. `library` gives a module by its name, or None where it is not installed; left out,
-    modules are imported. `clock_ns` is the clock of every Reading, `epoch_ns` the time of day beside it.
+    `root` is above /sys and /proc. `library` gives a module by its name, None where it is not installed. `read` returns
+    a small file's text or raises OSError, `fetch` what is at a URL or raises OSError. `clock_ns` is the clock of every
+    Reading, `epoch_ns` the time of day, `sleep` lets time pass; without `threads` meters are read only when told to.
     """
 
     root: Path = Path("/")
-    library: Callable[[str], object | None] | None = None
+    library: Callable[[str], object | None] = _import
+    read: Callable[[Path], str] = _read
+    fetch: Callable[[str, float], bytes] = _fetch
     clock_ns: Callable[[], int] = time.perf_counter_ns
     epoch_ns: Callable[[], int] = time.time_ns
+    sleep: Callable[[float], None] = time.sleep
+    threads: bool = True
 
 
 NONE = Meter(
