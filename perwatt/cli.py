@@ -96,22 +96,34 @@ def bench(
     profile: Annotated[str, typer.Option(help="quick (minutes), standard, long.")] = "standard",
     out: Annotated[Path, typer.Option(help="Folder for the Record and the report.")] = Path("bench"),
     seed: Annotated[int, typer.Option(help="Seed of crops, order and samples.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="Threads of each engine. [default: every usable core]")] = None,
+    threads: Annotated[str, typer.Option(help="Threads of each engine. [default: every usable core]")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    meter: Annotated[str, typer.Option(help="auto, none, or a meter that perwatt meters lists.")] = "auto",
+    best: Annotated[bool, typer.Option("--best", help="End with the best settings of all that were measured.")] = False,
+    p99: Annotated[float | None, typer.Option(min=0.0, help="With --best: most p99 latency of a batch, ms.")] = None,
+    agreement: Annotated[
+        float | None, typer.Option(min=0.0, max=100.0, help="With --best: least top-1 agreement, percent.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure networks with every engine, side by side.
 
     Prints a table and keeps a Record with every raw sample and a report. Engines that are missing or refuse are rows
-    that say so. Lists take commas: --batch 1,48.
+    that say so. Lists take commas: --batch 1,48. With a meter, watts and images/s/W come from the same blocks.
     """
     from perwatt.lab.bench import PROFILES, BenchRequest, run_bench
     from perwatt.lab.engine import PRECISIONS, Device
     from perwatt.lab.engines import ENGINES
     from perwatt.lab.progress import Display
+    from perwatt.lab.record import Limits
     from perwatt.lab.record_file import save
     from perwatt.lab.terminal import console, shown
 
+    if not best and (p99 is not None or agreement is not None):
+        raise InputError("p99, agreement: expected together with --best, got no --best; add it")
+    limits = Limits(
+        p99_s=None if p99 is None else p99 / 1000, top1_agreement=None if agreement is None else agreement / 100
+    )
     devices: tuple[Device, ...] = get_args(Device)
     chosen_device = _one_of("device", device, devices)
     usual = "fp32,bf16" if chosen_device == "cpu" else "fp32,fp16"
@@ -124,8 +136,10 @@ def bench(
         profile=_one_of("profile", profile, tuple(PROFILES)),
         out=out,
         seed=seed,
-        threads=threads,
+        threads=_whole_numbers("threads", threads) if threads else None,
         device=chosen_device,
+        meter=meter,
+        limits=limits if best else None,
         command=("perwatt", *sys.argv[1:]),
     )
     errors = console(stderr=True)
