@@ -10,7 +10,7 @@ import numpy as np
 
 from perwatt.errors import RecordError
 from perwatt.lab import figures, truth
-from perwatt.lab.metering import devices_of
+from perwatt.lab.metering import devices_of, edges_s
 from perwatt.lab.record import Block, Reading, Record, Reference, Row, Sample, unpack
 
 # Sums may be rounded differently by another NumPy; anything a person can see is larger.
@@ -130,10 +130,14 @@ def _raw_energy(record: Record, blocks: list[tuple[str, Block]]) -> Iterator[Fin
         for index, reading in enumerate(block.energy):
             at = f"{where}.energy[{index}]"
             yield from _raw_reading(at, reading)
-            if not math.isclose(reading.start_s, block.start_s, abs_tol=_EDGE_S):
-                yield Finding(f"{at}.start_s", str(reading.start_s), f"{block.start_s}, the block's")
-            elif not math.isclose(reading.end_s, block.start_s + block.elapsed_s, abs_tol=_EDGE_S):
-                yield Finding(f"{at}.end_s", str(reading.end_s), f"{block.start_s + block.elapsed_s}, the block's")
+            if reading.joules is None or energy is None:
+                continue
+            before_s, after_s = next((edges_s(facts) for facts in energy.meters if facts.name == reading.meter), (0, 0))
+            start_s, end_s = block.start_s + before_s, block.start_s + block.elapsed_s - after_s
+            if not math.isclose(reading.start_s, start_s, abs_tol=_EDGE_S):
+                yield Finding(f"{at}.start_s", str(reading.start_s), f"{start_s}, inside the block")
+            elif not math.isclose(reading.end_s, end_s, abs_tol=_EDGE_S):
+                yield Finding(f"{at}.end_s", str(reading.end_s), f"{end_s}, inside the block")
     if energy is None:
         return
     if bool(energy.meters) != (energy.reason is None):

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perwatt.lab import energy
-from perwatt.lab.notation import ABSENT, estimate_text
+from perwatt.lab.notation import estimate_text
 from perwatt.lab.record import EnergyFigures, Record, Row
 
 
@@ -18,18 +18,20 @@ def metered(row: Row) -> EnergyFigures | None:
     return found if row.status == "ok" and found is not None and found.images_per_joule is not None else None
 
 
-def energy_table(record: Record, cases: list[tuple[tuple[str, int, str], list[tuple[str, Row]]]]) -> RenderableType:
-    """Return a table of the metered rows, a block a scope: figures of unlike scopes never stand under each other.
+def energy_tables(
+    record: Record, cases: list[tuple[tuple[str, int, str], list[tuple[str, Row]]]]
+) -> Iterator[RenderableType]:
+    """Yield a table of the metered rows of each scope, for figures of unlike scopes never stand under each other.
 
     `cases` are the rows by network, batch and precision, each with the name of its engine.
     """
-    made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     heads = ("network", "batch", "prec.", "engine", "images/s", "W", "images/s/W", "J/image", "above idle")
-    for name in heads:
-        right = name in heads[4:] or name == "batch"
-        made.add_column(name, justify="right" if right else "left", no_wrap=name != "network", overflow="fold")
     for scope, meter in scopes(record):
-        made.add_row(Text(f"{scope}:", style="italic"), *[""] * 8)
+        yield Padding(Text(f"watts of {scope}, read by {meter} in the same blocks", style="italic"), (0, 0, 0, 1))
+        made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+        for name in heads:
+            right = name in heads[4:] or name == "batch"
+            made.add_column(name, justify="right" if right else "left", no_wrap=name != "network", overflow="fold")
         last: tuple[str, int, str] | None = None
         for key, rows in cases:
             for engine, row in rows:
@@ -49,7 +51,7 @@ def energy_table(record: Record, cases: list[tuple[tuple[str, int, str], list[tu
                     estimate_text(found.above_idle_joules_per_image),
                 )
                 last = key
-    return Padding(made, (0, 0, 1, 1))
+        yield Padding(made, (0, 0, 1, 1))
 
 
 def scopes(record: Record) -> tuple[tuple[str, str], ...]:
@@ -69,7 +71,7 @@ def energy_lines(record: Record) -> Iterator[str]:
         yield f"energy  not measured: {record.energy.reason}{remedy}"
         return
     for facts in record.energy.meters:
-        yield f"meter  {facts.name}: {facts.scope}, in the same blocks as the speed; {facts.uncertainty}"
+        yield f"meter  {facts.name}: {facts.scope}; {facts.uncertainty}"
         yield f"not in these watts  {facts.leaves_out}"
         if facts.overlaps:
             yield f"never added to them  {', '.join(facts.overlaps)}, which count some of the same joules"
@@ -108,14 +110,3 @@ def energy_reasons(record: Record) -> Iterator[str]:
     for text, names in shared.items():
         where = ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
         yield f"{where}: {text}"
-
-
-def watts_text(figures: EnergyFigures | None) -> tuple[str, str, str]:
-    """Return W, images/s/W and J/image as text, each a dash where there is none."""
-    if figures is None:
-        return ABSENT, ABSENT, ABSENT
-    return (
-        estimate_text(figures.power_w),
-        estimate_text(figures.images_per_joule),
-        estimate_text(figures.joules_per_image),
-    )

@@ -21,7 +21,7 @@ from perwatt.lab.notation import number_text
 from perwatt.lab.record import Block, IdleReading, MeterFacts, Reading
 
 BLOCK_SHARE = 0.05  # of a block's joules: what the meter's timing may be wrong by; over the rounds it averages out
-FEWEST_PERIODS = 3  # of a meter in a block; below, a reading says next to nothing about the block
+FEWEST_PERIODS = 4  # of a meter in a block, two of which are its edges; with fewer a reading says next to nothing
 IDLE_WINDOWS = 3  # before the blocks, and as many after
 IDLE_SHARE = 0.15  # of a group's time at most
 PATIENCE_S = 5.0  # for one answer of a meter; then it hangs, and is asked no more
@@ -58,7 +58,7 @@ def open_for(asked: str, device: Device, host: Host | None = None) -> Opened:
     Raises InputError for a name that is unknown, closed or overlaps, before anything is measured. A meter that `auto`
     chose and that does not open is no meter, with the reason.
     """
-    found = meters.discover(host)
+    found = meters.discover(host, asked) if asked != "none" else ()
     choices = [meters.choose(found, asked, device)]
     if asked == "auto" and device == "cuda" and choices[0].names:
         beside = meters.choose(found, "auto", "cpu")
@@ -95,6 +95,15 @@ def devices_of(scope: str) -> tuple[Device, ...]:
     return tuple(device for device, seen in _SEES.items() if parts & seen)
 
 
+def edges_s(facts: MeterFacts) -> tuple[float, float]:
+    """Return how much of a block's beginning and end a meter must not be asked about, in seconds.
+
+    What a meter shows there mixes the block with the rest before or after it, always downwards: an error that no
+    number of blocks would average out. The power of the inside stands for the whole block.
+    """
+    return facts.update_period_s + facts.averaging_s, facts.update_period_s
+
+
 def facts_of(meter: Meter, overlaps: tuple[str, ...] = ()) -> MeterFacts:
     """Return what the Record keeps of a meter."""
     parts = meter.scope.split(" + ")
@@ -117,6 +126,7 @@ def facts_of(meter: Meter, overlaps: tuple[str, ...] = ()) -> MeterFacts:
         leaves_out=left,
         note=meter.note,
         uncertainty=(
+            "power of the inside of each block, an update period off its edges; "
             f"each reading: edges of ±half a period of {number_text(1000 * meter.update_period_s)} ms, steps of "
             f"{meter.quantum:g} {meter.unit}{every}{sampled}; all readings alike: ±{100 * meter.gain:g} %"
         ),
@@ -206,7 +216,7 @@ class Metering:
 
     @staticmethod
     def _least_s(meter: Meter) -> float:
-        return FEWEST_PERIODS * meter.update_period_s + meter.averaging_s
+        return FEWEST_PERIODS * meter.update_period_s + 2 * meter.averaging_s
 
     def lengthened(self, usual_s: float, length_s: float) -> str | None:
         """Return what a note says of blocks of `length_s` instead of the usual ones; None: nothing needs saying."""
@@ -258,17 +268,21 @@ class Metering:
         self._waiting = kept
 
     def read(self, start_ns: int, end_ns: int) -> tuple[Reading, ...]:
-        """Return what each meter says of a stretch of time, or why it says nothing."""
+        """Return what each meter says of the inside of a stretch of time, or why it says nothing."""
         return tuple(self._read_one(watched, start_ns, end_ns) for watched in self._watched)
 
     def _read_one(self, watched: _Watched, start_ns: int, end_ns: int) -> Reading:
-        seconds, least_s = (end_ns - start_ns) * 1e-9, self._least_s(watched.meter.meter)
+        whole_s, least_s = (end_ns - start_ns) * 1e-9, self._least_s(watched.meter.meter)
+        if whole_s >= least_s:
+            before_s, after_s = edges_s(watched.facts)
+            start_ns, end_ns = start_ns + round(1e9 * before_s), end_ns - round(1e9 * after_s)
+        seconds = (end_ns - start_ns) * 1e-9
         joules, half_width_j, gain, reason = None, None, None, None
         notes: tuple[str, ...] = ()
         try:
-            if seconds < least_s:
+            if whole_s < least_s:
                 raise MeterError(
-                    f"{seconds:.3g} s are too short for {watched.facts.name}, which wants {least_s:.3g} s at least"
+                    f"{whole_s:.3g} s are too short for {watched.facts.name}, which wants {least_s:.3g} s at least"
                 )
             energy = watched.ask(lambda: watched.meter.energy(start_ns, end_ns))
             if not (math.isfinite(energy.joules) and energy.joules > 0 and energy.seconds > 0):

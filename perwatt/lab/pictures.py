@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from perwatt.lab import energy_table
 from perwatt.lab.best import frontier
 from perwatt.lab.energy_table import metered
-from perwatt.lab.notation import half_width, number_text
+from perwatt.lab.notation import estimate_text, half_width, number_text
 from perwatt.lab.published import REPLICATION, published
 from perwatt.lab.record import Estimate, Record, Row
 from perwatt.lab.terminal import shown
@@ -157,7 +157,7 @@ def _bars_panel(axes: Axes, rows: Sequence[Row], measure: Measure, colours: dict
             axes.text(
                 position,
                 value + (half or 0) + 0.02 * tallest,
-                number_text(value),
+                _carried(value, half),
                 ha="center",
                 va="bottom",
                 fontsize=7.5,
@@ -172,6 +172,13 @@ def _bars_panel(axes: Axes, rows: Sequence[Row], measure: Measure, colours: dict
     axes.set_xlim(-0.8, max(position - 0.8 - 0.2, 4.2))
     axes.set_ylim(0, 1.14 * tallest)
     axes.set_ylabel(measure.label)
+
+
+def _carried(value: float, half: float | None) -> str:
+    """Return the value with the digits that its interval carries."""
+    if half is None:
+        return number_text(value)
+    return estimate_text(Estimate(value=value, low=value - half, high=value + half)).partition(" ±")[0]
 
 
 def latency_against_throughput(record: Record) -> Figure | None:
@@ -206,7 +213,7 @@ def latency_against_throughput(record: Record) -> Figure | None:
             axes.set_xlabel("median latency of a batch, ms")
             axes.set_ylabel("images/s")
         used = {name: colour for name, colour in colours.items() if any(row.engine == name for row in rows)}
-        line = [("none is better in all", _FRONTIER)] if record.limits is not None else []
+        line = [("frontier", _FRONTIER)] if record.limits is not None else []
         _legend(figure, used, extra=[*_marks(rows), *line])
         return _laid_out(figure)
 
@@ -245,7 +252,7 @@ def frontier_of_settings(record: Record) -> Figure | None:
             axes.set_xlabel("images/s")
             axes.set_ylabel("images/s/W")
         used = {name: colour for name, colour in colours.items() if any(row.engine == name for row in rows)}
-        _legend(figure, used, extra=[*_marks(rows), ("none is better in all", _FRONTIER)])
+        _legend(figure, used, extra=[*_marks(rows), ("frontier", _FRONTIER)])
         return _laid_out(figure)
 
 

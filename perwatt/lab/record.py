@@ -122,7 +122,8 @@ class Block(_Part):
     with the same `round` were measured side by side and are paired. `wait_s` is how long the lab waited for the other
     engines' threads to rest, `rested` whether they did. `warmup_runs` ran before the timed runs, untimed. `elapsed_s`
     is from the first timed run's start to the last one's end: what it has above the sum of `durations_ns` is the
-    harness. `energy` has a Reading of each of the Record's meters.
+    harness. `energy` has a Reading of each of the Record's meters, of the inside of the block: an update period from
+    its edges, where a meter mixes the block with the rest around it.
     """
 
     sequence: int

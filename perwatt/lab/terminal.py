@@ -13,7 +13,7 @@ from rich.text import Text
 from perwatt import settings
 from perwatt.errors import NetworkError
 from perwatt.lab.best import best_lines, best_of
-from perwatt.lab.energy_table import energy_lines, energy_reasons, energy_table, metered
+from perwatt.lab.energy_table import energy_lines, energy_reasons, energy_tables, metered
 from perwatt.lab.notation import (
     duration_text,
     error_text,
@@ -43,7 +43,8 @@ def show(record: Record, to: Console, *, record_path: Path | None = None, report
     to.print(table(record))
     if any(metered(row) for row in shown(record)):
         cases = [(key, [(engine_name(record, row), row) for row in rows]) for key, rows in grouped(shown(record))]
-        to.print(energy_table(record, cases))
+        for part in energy_tables(record, cases):
+            to.print(part)
     for line in (*reasons(record), *warnings(record), *map(Text, energy_reasons(record))):
         to.print(Padding(line, (0, 0, 0, 1)))
     if record.limits is not None:
