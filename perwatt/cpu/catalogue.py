@@ -4,6 +4,7 @@ from perwatt.cpu.kernels.concat import CHANNELS
 from perwatt.cpu.kernels.convolution import DIRECT, FIRST_LAYER
 from perwatt.cpu.kernels.depthwise import DEPTHWISE
 from perwatt.cpu.kernels.elementwise import ELEMENTWISE
+from perwatt.cpu.kernels.fft_algorithms import FFT
 from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED
 from perwatt.cpu.kernels.grouped import GROUPS_JOINED
 from perwatt.cpu.kernels.matrix import MATRIX_PRODUCT
@@ -29,4 +30,5 @@ KERNELS: tuple[Algorithm, ...] = (
     REDUCTION,
     MATRIX_PRODUCT,
     PLAIN_POOLING,
+    *FFT,
 )  # fmt: skip

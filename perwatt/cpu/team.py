@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,10 @@ from perwatt.errors import EngineError
 
 BARRIER = 1  # bit of a step's flags: all threads meet after this step
 WORDS_PER_STEP = 4
-# Spinning alone is for the common short wait: the thread that is waited for may have been put on this very CPU, and
-# a yield costs half a microsecond when nobody wants it.
+# An idle worker spins alone for the common short wait only: who calls next may have been put on this very CPU, and a
+# yield costs half a microsecond when nobody wants it. At a barrier a yield can cost a neighbour's whole time slice.
 SPIN_NS = 5_000
+BARRIER_SPIN_NS = 100_000
 BARRIER_YIELD_NS = 500_000
 _STOP_WAIT_S = 10.0
 
@@ -79,7 +81,7 @@ class _Crew:
         # More threads than CPUs: who waits must make room at once for who works.
         crowded = self.size > usable_cpus()
         spin = min(self.spin_ns, SPIN_NS)
-        limits = (0, 0, 0) if crowded else (spin, self.spin_ns - spin, SPIN_NS)
+        limits = (0, 0, 0) if crowded else (spin, self.spin_ns - spin, BARRIER_SPIN_NS)
         line[8:40].view(np.int64)[:] = (*limits, BARRIER_YIELD_NS)
         self.native_prepare(self.control)
         try:
@@ -148,8 +150,8 @@ def _watch_forks() -> None:
 class Team:
     """Threads that run step tables; one run at a time, a second caller waits.
 
-    threads counts the caller too. cpus pins worker i to cpus[i % len(cpus)] (cpus[0] is meant for the caller, who is
-    not touched); None leaves placing to the system. spin_us: how long an idle worker stays awake before it sleeps,
+    threads counts the caller too. cpus pins worker i to cpus[i % len(cpus)], and the caller to cpus[0] while a
+    run lasts; None leaves placing to the system. spin_us: how long an idle worker stays awake before it sleeps,
     None: PERWATT_SPIN_US. sleeping: "futex" or "condition", empty: what the system has.
     Raises ValueError for fewer than one thread or a CPU that is not this process's, and, at the first run, EngineError
     when threads cannot be had.
@@ -209,7 +211,20 @@ class Team:
                 if crew.closed:
                     raise EngineError("expected a running team, this one is closed; make another")
                 crew.start()
-            crew.native_run(crew.control, address, steps, times)
+            allowed = os.sched_getaffinity(0) if crew.cpus and hasattr(os, "sched_getaffinity") else set()
+            if crew.cpus and (len(allowed) == 1 or crew.cpus[0] not in allowed):
+                allowed = set()  # the caller's own pinning stands
+            if not allowed:
+                crew.native_run(crew.control, address, steps, times)
+                return
+            # The caller keeps to its own CPU for the length of the run, so that no two of the team meet on one.
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, {crew.cpus[0]})
+            try:
+                crew.native_run(crew.control, address, steps, times)
+            finally:
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(0, allowed)
 
 
 def _checked(table: Table) -> tuple[int, int]:
@@ -220,10 +235,34 @@ def _checked(table: Table) -> tuple[int, int]:
     return table.ctypes.data, len(table)
 
 
+def places(threads: int) -> tuple[int, ...]:
+    """Return a CPU for each thread of a team that takes the whole machine, one on a core; empty: let the system place.
+
+    On a busy machine the system puts threads that spin on one CPU as readily as on two. A team that leaves cores free
+    is not pinned, or several of them would crowd the same ones.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    cores = one_cpu_of_each_core(sorted(os.sched_getaffinity(0)))
+    return tuple(cores) if threads == len(cores) > 1 and machine_here().cpu_quota is None else ()
+
+
+def one_cpu_of_each_core(cpus: Sequence[int], root: Path = Path("/sys/devices/system/cpu")) -> list[int]:
+    """Return the first of each group of logical CPUs that share a core; all of them where the system does not tell."""
+    first: dict[str, int] = {}
+    for cpu in cpus:
+        try:
+            core = (root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
+        except OSError:
+            core = str(cpu)
+        first.setdefault(core, cpu)
+    return list(first.values())
+
+
 def shared_team(threads: int) -> Team:
     """Return the team of this many threads that all Models of the process share."""
     with _shared_lock:
         team = _shared.get(threads)
         if team is None:
-            team = _shared[threads] = Team(threads)
+            team = _shared[threads] = Team(threads, places(threads))
         return team

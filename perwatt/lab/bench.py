@@ -30,7 +30,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
     {
         profile.name: profile
         for profile in (
-            Profile(name="quick", half_width=0.03, block_s=0.1, minimum_rounds=6, limit_s=260, load_limit_s=40),
+            Profile(name="quick", half_width=0.03, block_s=0.1, minimum_rounds=6, limit_s=275, load_limit_s=40),
             Profile(name="standard", half_width=0.015, block_s=0.25, minimum_rounds=10, limit_s=1800, load_limit_s=450),
             Profile(name="long", half_width=0.0075, block_s=0.5, minimum_rounds=20, limit_s=14400, load_limit_s=1200),
         )
@@ -40,6 +40,7 @@ LARGE_BATCH: Mapping[Device, int] = MappingProxyType({"cpu": 48, "cuda": 128})
 MOST_BATCH = 4096
 Item = TypeVar("Item")
 _LOAD_S = 3.0  # about what starting an engine takes, to share out the time before anything is known
+_LOAD_RUNS = 3
 _GUESSED_RATE = 40e9  # multiply-adds and additions per second and thread, for the same purpose
 _GUESSED_MULTIPLY_ADDS = 1_000_000_000
 _IMAGES = 16  # at least this many distinct images per network and batch...
@@ -243,12 +244,13 @@ def _lane(engine: EngineEntry, precision: Precision, threads: int) -> Lane:
 def _weight(group: Group, session: Session) -> float:
     """Return a group's share of the time: loading its engines, and the square root of what a round takes.
 
-    The root gives short runs, which are many, more rounds than long ones without starving those.
+    Loading has a few runs in it, for engines try what suits them. The root gives short runs, which are many, more
+    rounds than long ones without starving those.
     """
     rows = sum(lane.status is None for lane in group.lanes)
     multiply_adds = group.subject.facts.multiply_adds or _GUESSED_MULTIPLY_ADDS
     run_s = 2 * multiply_adds * group.batch / (_GUESSED_RATE * session.threads)
-    return rows * _LOAD_S + 8 * math.sqrt(rows * max(run_s, session.profile.block_s))
+    return rows * (_LOAD_S + _LOAD_RUNS * run_s) + 8 * math.sqrt(rows * max(run_s, session.profile.block_s))
 
 
 def _one_group(

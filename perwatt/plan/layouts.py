@@ -10,6 +10,8 @@ from perwatt.plan.algorithm import Layout
 
 # Operators with kernels for channel blocks whatever their operands.
 BLOCKED = {"FusedConv", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN"}
+# The widest pooling window for which kernels keep a row of blocks in registers, by floats in one.
+WIDEST_POOL = {16: 24, 8: 11, 4: 24}
 # Operators that work on any order as long as their operands agree.
 ELEMENTWISE = {
     "Abs", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Mish",
@@ -24,17 +26,20 @@ EITHER = {
 
 
 def layout_of(
-    node: Node, inputs: Sequence[Value | None], constants: Sequence[bool], have: Layout, output: Value
+    node: Node, inputs: Sequence[Value | None], constants: Sequence[bool], have: Layout, output: Value, lanes: int
 ) -> Layout:
     """Return the layout a node's data inputs and outputs should have.
 
-    `constants` says which inputs are known in advance, `have` is the layout in which the first input exists already.
+    `constants` says which inputs are known in advance, `have` is the layout in which the first input exists already,
+    `lanes` are the floats of one register.
     """
     if is_foreign(node) or (inputs and inputs[0] is not None and inputs[0].dtype != np.float32):
         return "plain"
     rank = len(output.shape)
     if node.operator == "FusedGemm":
         return "blocked"
+    if node.operator in ("MaxPool", "AveragePool") and inputs[0] is not None and rank in (3, 4):
+        return "blocked" if _pools_in_blocks(node, inputs[0].shape, output.shape, lanes) else "plain"
     if node.operator in BLOCKED:
         return "blocked" if rank in (3, 4) else "plain"
     if node.operator == "Concat":
@@ -62,6 +67,18 @@ def _fits(shape: tuple[int, ...], whole: tuple[int, ...], constant: bool) -> boo
         return False
     leading = all(size in (1, full) for size, full in zip(shape[:2], whole[:2], strict=True))
     return leading and (shape[2:] == whole[2:] or prod(shape[2:]) == 1)
+
+
+def _pools_in_blocks(node: Node, shape: tuple[int, ...], out: tuple[int, ...], lanes: int) -> bool:
+    """Return whether a pooling window is narrow enough for blocks, and always holds some of the map."""
+    kernel, strides, dilations = (integers(node, name) for name in ("kernel_shape", "strides", "dilations"))
+    pads = integers(node, "pads")
+    for axis in range(len(kernel)):
+        start = np.arange(out[2 + axis])[:, None] * strides[axis] - pads[axis]
+        taps = start + np.arange(kernel[axis]) * dilations[axis]
+        if not ((taps >= 0) & (taps < shape[2 + axis])).any(axis=1).all():
+            return False
+    return kernel[-1] <= WIDEST_POOL[lanes]
 
 
 def _leaves_channels(node: Node, shape: tuple[int, ...], out: tuple[int, ...], constants: Sequence[bool]) -> bool:

@@ -201,7 +201,8 @@ def _add_node(draft: _Draft, node: Node) -> None:
     constants = {n: graph.constants[n] for n in node.inputs if n in graph.constants}
     values = [graph.values[n] if n else None for n in node.inputs]
     have: Layout = "blocked" if any((n, "blocked") in draft.names for n in node.inputs) else "plain"
-    wanted = layout_of(node, values, [n in constants for n in node.inputs], have, graph.values[node.outputs[0]])
+    known, made = [n in constants for n in node.inputs], graph.values[node.outputs[0]]
+    wanted = layout_of(node, values, known, have, made, draft.lanes)
     if node.operator == "FusedConv" and node.inputs[0] in graph.inputs and _is_first_layer(node, draft):
         source: Layout = "plain"
     else:

@@ -47,18 +47,19 @@ def compile(
     """
     graph = read_graph(source, batch)
     machine = this_machine()
-    count = threads or settings.threads() or machine.cores
+    count = threads if threads is not None else settings.threads() or machine.cores
     if count < 1:
         raise InputError(f"threads: expected at least 1, got {count}")
     team = shared_team(count)
     _check_weights(graph)
     rewritten = apply(graph)
-    _check_memory(rewritten, machine)
+    _check_memory(rewritten, machine, 2 * max((prod(v.shape) * 4 for v in rewritten.values.values()), default=0))
     placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images))
     inputs = {name: rewritten.values[name] for name in rewritten.inputs}
     outputs = {name: rewritten.values[name] for name in rewritten.outputs}
     kept = {} if tune == "again" else tuning_file.timings(placement, KERNELS, tuning_file.load(machine))
-    timings = kept
+    plan = make(rewritten.name, placement, KERNELS, workspace_bytes=workspace_bytes, timings=kept)
+    _check_memory(rewritten, machine, 4 * plan.arena_floats + plan.scratch_bytes)
     if tune != "estimate":
         random = np.random.default_rng(0)
         arrays = {name: random.standard_normal(value.shape).astype(value.dtype) for name, value in inputs.items()}
@@ -77,7 +78,7 @@ def compile(
         )
         if timings != kept:
             tuning_file.keep(placement, timings, machine)
-    plan = make(rewritten.name, placement, KERNELS, workspace_bytes=workspace_bytes, timings=timings)
+        plan = make(rewritten.name, placement, KERNELS, workspace_bytes=workspace_bytes, timings=timings)
     return Model(plan, build(plan, team), inputs, outputs)
 
 
@@ -88,14 +89,13 @@ def _check_weights(graph: Graph) -> None:
             warnings.warn(f"the weights {name!r} hold NaN or infinity; outputs will too", stacklevel=3)
 
 
-def _check_memory(graph: Graph, machine: Machine) -> None:
+def _check_memory(graph: Graph, machine: Machine, working_bytes: int) -> None:
     """Refuse a network whose weights and activations cannot fit, before anything is allocated."""
     limits = [n for n in (machine.memory_bytes, machine.memory_limit_bytes) if n is not None]
     if not limits:
         return
     weights = sum(array.nbytes for array in graph.constants.values())
-    largest = max((prod(value.shape) * 4 for value in graph.values.values()), default=0)
-    needed = 2 * weights + 2 * largest
+    needed = 2 * weights + working_bytes
     if needed > min(limits):
         raise PlanError(
             f"{graph.name} needs about {needed / 2**30:.1f} GiB, this process may use {min(limits) / 2**30:.1f} GiB; "

@@ -53,11 +53,11 @@ def timings(placement: Placement, catalogue: tuple[Algorithm, ...], results: Res
     found = {}
     for position, step in enumerate(placement.steps):
         kept = results.get(signature(step))
-        if not kept:
+        if not isinstance(kept, dict):
             continue
         for candidate in candidates(step, catalogue, None)[0]:
             seconds = kept.get(_label(candidate.algorithm, candidate.tile))
-            if seconds is not None:
+            if isinstance(seconds, int | float) and 0 < seconds < float("inf"):
                 found[(position, candidate.algorithm, tuple(sorted(candidate.tile.items())))] = seconds
     return found
 
@@ -66,8 +66,10 @@ def keep(placement: Placement, measured: Timings, machine: Machine) -> None:
     """Add measured seconds to the file; what other processes have written meanwhile stays."""
     results = load(machine)
     for (position, algorithm, tile), seconds in measured.items():
-        entry = results.setdefault(signature(placement.steps[position]), {})
-        entry[_label(algorithm, dict(tile))] = seconds
+        name = signature(placement.steps[position])
+        if not isinstance(results.get(name), dict):
+            results[name] = {}
+        results[name][_label(algorithm, dict(tile))] = seconds
     target = path(machine)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -84,6 +84,14 @@ def test_the_team_changes_nothing() -> None:
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
+def test_long_sums_are_parted() -> None:
+    """The error of a sum grows with the root of its longest run: 25088 terms in one go would exceed this twice."""
+    s, feeds, wanted, _ = pose(2, 25088, 64, lanes=WIDEST)
+    got = run(FULLY_CONNECTED, s, feeds)[0]
+    error = np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2))
+    assert error < 16 * UNIT
+
+
 def test_nan_stays_in_its_image() -> None:
     s, feeds, _, _ = pose(3, 21, 9, lanes=WIDEST)
     feeds["x"][1, 20] = np.nan

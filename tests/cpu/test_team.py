@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from perwatt.cpu import team as team_module
 from perwatt.cpu.jit import NativeCode, compile_module
-from perwatt.cpu.team import BARRIER, Team, shared_team
+from perwatt.cpu.team import BARRIER, Team, one_cpu_of_each_core, places, shared_team
 from perwatt.errors import EngineError
 
 # mark:      arguments = cells, step, failures; a thread writes the step's number into its own cell.
@@ -523,3 +524,23 @@ except KeyboardInterrupt:
         child.kill()
         child.wait()
         child.stdout.close()
+
+
+def test_a_team_of_the_whole_machine_has_a_core_for_each_thread(tmp_path: Path) -> None:
+    for cpu, core in {0: "0,4", 1: "1", 4: "0,4", 5: "5-6", 6: "5-6"}.items():
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(core + "\n")
+    assert one_cpu_of_each_core([0, 1, 4, 5, 6], tmp_path) == [0, 1, 5]
+    assert one_cpu_of_each_core([2, 3], tmp_path) == [2, 3]
+    assert places(10_000) == ()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_the_callers_own_affinity_is_as_before(code: NativeCode) -> None:
+    before = os.sched_getaffinity(0)
+    cells = np.zeros(64, np.int64)
+    team = Team(len(before), places(len(before)))
+    team.run(counting_table(code, cells))
+    assert os.sched_getaffinity(0) == before
+    team.close()

@@ -29,13 +29,6 @@ class Activation:
 NO_ACTIVATION = Activation()
 
 
-def keeps_zero(what: Activation) -> bool:
-    """Return whether the activation of 0 is 0."""
-    if what.name == "Clip":
-        return what.alpha <= 0.0 <= what.beta
-    return what.name in {None, "Relu", "LeakyRelu", "PRelu", "Silu", "Tanh", "HardSwish", "Elu"}
-
-
 def exponential(k: Kernel, x: Vector) -> Vector:
     """Return e^x; below -87.3 the result is 0, above 88.7 infinity; NaN stays.
 

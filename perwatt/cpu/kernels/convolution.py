@@ -13,15 +13,15 @@ from enum import IntEnum
 import numpy as np
 
 from perwatt.cpu.ir import Module
-from perwatt.cpu.kernels.activation import NO_ACTIVATION, Activation, activate, keeps_zero
+from perwatt.cpu.kernels.activation import NO_ACTIVATION, Activation, activate
 from perwatt.cpu.kernels.dense import (
     CACHE_BYTES_PER_S,
     FLOPS_PER_S_AND_LANE,
     MEMORY_BYTES_PER_S,
     Convolution,
-    activation_of,
     blocks,
     first_blocks,
+    has_tail,
     known,
     operand,
     output_offsets,
@@ -32,9 +32,10 @@ from perwatt.cpu.kernels.dense import (
     residual_of,
     residual_offsets,
     spread,
+    used_lanes,
 )
 from perwatt.cpu.kernels.padding import padding
-from perwatt.cpu.kernels.tile import multiply
+from perwatt.cpu.kernels.tile import LONGEST_RUN, multiply
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Places, Scratch, Step, Tile, Word
 
 
@@ -63,7 +64,7 @@ class Slot(IntEnum):
     PIXEL_CHUNKS = 19  # chunks of pixel tiles in one image
     GROUP_CHUNKS = 20
     PIXELS_OUTSIDE = 21  # 1: neighbouring tasks share channels; 0: neighbouring tasks share pixels
-    CHANNELS = 22  # output channels; lanes behind them are written as zeros
+    USED_LANES = 22  # table: how many lanes of each block of V output channels are channels; the others become zeros
 
 
 SLOTS = len(Slot)
@@ -83,12 +84,13 @@ class Shape:
     residual: bool = False
     tail: bool = False
     parted: bool = False
+    deep: bool = False
 
     @property
     def name(self) -> str:
         """The exported function's name, which holds all that the code depends on."""
         tail = f"{self.activation.label}{'_residual' if self.residual else ''}{'_tail' if self.tail else ''}"
-        tail += "_parted" if self.parted else ""
+        tail += ("_parted" if self.parted else "") + ("_deep" if self.deep else "")
         return f"convolution_{self.lanes}_{self.rows}x{self.columns}_stride{self.row_stride}_steps{self.steps}_{tail}"
 
 
@@ -141,8 +143,8 @@ def convolution(shape: Shape) -> Module:
                         image_residual + k.table_entry(residual_blocks, block + column) for column in range(columns)
                     ]
                 if shape.tail:
-                    channels = k.argument(Slot.CHANNELS)
-                    kept = [k.lane_range(0, channels - (block + column) * lanes) for column in range(columns)]
+                    used = k.pointer(Slot.USED_LANES)
+                    kept = [k.lane_range(0, k.table_entry(used, block + column)) for column in range(columns)]
                 start = [k.load(bias + block * lanes, column * lanes) for column in range(columns)]
                 with k.loop(tile_first, tile_last) as over_tiles:
                     row = over_tiles.index // across
@@ -150,7 +152,7 @@ def convolution(shape: Shape) -> Module:
                     here = x_group + (row * row_stride + pixel * shape.row_stride)
                     sums = multiply(
                         k, [start[i % columns] for i in range(rows * columns)], here, panel, table, entries,
-                        rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps,
+                        rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps, deep=shape.deep,
                     )  # fmt: skip
                     place = (row * pixels + pixel) * lanes
                     for column in range(columns):
@@ -173,9 +175,6 @@ def _source(shape: Shape) -> Callable[[], str]:
 def _reason_against(step: Step) -> str | None:
     if step.constant(1) is None:
         return "the weights are not constant"
-    if len(step.outputs) > 1 and not keeps_zero(activation_of(step)):
-        # Lanes behind each part's last channel must be zeros, and only those behind the very last are written so.
-        return "several outputs, and an activation that makes something of zero"
     if len(operand(step, 0).shape) not in (3, 4):
         return "not a convolution over one or two axes"
     return None
@@ -294,11 +293,11 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     steps = lanes if blocked else together
     taps_across = c.kernel[1] if blocked else c.kernel[1] // together
     parted = len(step.outputs) > 1
+    entries = planes // c.groups * c.kernel[0] * taps_across
     shape = Shape(
         lanes, tile["rows"], tile["columns"], c.strides[1] * pixel, steps, c.activation, c.residual,
-        c.outputs % lanes > 0, parted,
+        has_tail(step), parted, entries * steps > LONGEST_RUN,
     )  # fmt: skip
-    entries = planes // c.groups * c.kernel[0] * taps_across
 
     def table() -> np.ndarray:
         plane = np.arange(planes // c.groups)[:, None, None] * plane_stride
@@ -322,7 +321,8 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
         Packed("residual blocks", lambda: residual_offsets(step)), len(starts),
         Packed(f"first blocks {tile['columns']}", lambda: starts),
         Packed(f"group inputs {tile['columns']} {plane_stride}", lambda: group_of * group_stride),
-        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"], c.outputs,
+        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"],
+        Packed("used lanes", lambda: used_lanes(step)),
     )  # fmt: skip
     return (*calls, Call(shape.name, _source(shape), words))
 

@@ -159,6 +159,19 @@ def spread(step: Step, rows: np.ndarray) -> np.ndarray:
     return full
 
 
+def has_tail(step: Step) -> bool:
+    """Return whether some vector of output channels is not filled."""
+    return any(out.shape[1] % step.lanes for out in step.outputs)
+
+
+def used_lanes(step: Step) -> np.ndarray:
+    """Return how many lanes of each vector of output channels are channels, over all outputs."""
+    counts = [
+        min(step.lanes, out.shape[1] - first) for out in step.outputs for first in range(0, out.shape[1], step.lanes)
+    ]
+    return np.array(counts, np.int64)
+
+
 def padded_bias(step: Step, outputs: int, lanes: int) -> np.ndarray:
     """Return the bias, filled up with zeros to whole vectors."""
     bias = np.zeros(blocks(outputs, lanes) * lanes, np.float32)

@@ -96,7 +96,7 @@ def _add_row(
         for tap, factor in enumerate(factors):
             i, between = divmod(j - tap * w.dilation, w.stride)
             if between == 0 and 0 <= i < w.outputs:
-                sums[i] = k.fma(value, factor, sums[i])
+                sums[i] = k.multiply_add(value, factor, sums[i])
     return sums
 
 

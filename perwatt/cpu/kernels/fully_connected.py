@@ -14,6 +14,7 @@ from perwatt.cpu.kernels.dense import (
     activation_of,
     blocks,
     first_blocks,
+    has_tail,
     known,
     operand,
     output_offsets,
@@ -22,7 +23,9 @@ from perwatt.cpu.kernels.dense import (
     register_tiles,
     residual_of,
     residual_offsets,
+    used_lanes,
 )
+from perwatt.cpu.kernels.tile import LONGEST_RUN
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tile, Word
 
 
@@ -107,7 +110,7 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     images, depth, outputs = _sizes(step)
     shape = Shape(
         lanes, tile["rows"], tile["columns"], lanes, lanes, activation_of(step), residual is not None,
-        outputs % lanes > 0,
+        has_tail(step), deep=depth * lanes > LONGEST_RUN,
     )  # fmt: skip
     starts = first_blocks(outputs, 1, lanes, tile["columns"])
     words: tuple[Word, ...] = (
@@ -119,7 +122,8 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
         Packed("residual blocks", lambda: residual_offsets(step)), len(starts),
         Packed(f"first blocks {tile['columns']}", lambda: starts),
         Packed(f"group inputs {tile['columns']}", lambda: np.zeros(len(starts), np.int64)),
-        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"], outputs,
+        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"],
+        Packed("used lanes", lambda: used_lanes(step)),
     )  # fmt: skip
     return (Call(shape.name, lambda: str(convolution(shape)), words),)
 

@@ -65,7 +65,9 @@ def product(lanes: int, rows: int) -> Module:
                 sums = []
                 for i in range(rows):
                     factor = k.broadcast(here, row_stride * i)
-                    sums += [k.fma(factor, parts[part], over.carried[i * COLUMNS + part]) for part in range(COLUMNS)]
+                    sums += [
+                        k.multiply_add(factor, parts[part], over.carried[i * COLUMNS + part]) for part in range(COLUMNS)
+                    ]
                 over.carry(sums)
             y = k.pointer(Slot.OUTPUT) + ((matrix * height + row) * width + column)
             for i in range(rows):

@@ -64,13 +64,13 @@ def weighted(lanes: int, taps: int) -> Module:
             with k.loop(0, whole, lanes) as over:
                 value = k.load(sources[0], over.index) * weights[0]
                 for source, weight in zip(sources[1:], weights[1:], strict=True):
-                    value = k.fma(k.load(source, over.index), weight, value)
+                    value = k.multiply_add(k.load(source, over.index), weight, value)
                 k.store(value, y, over.index)
             with k.when(whole < length):
                 left = length - whole
                 value = k.load_masked(sources[0] + whole, left) * weights[0]
                 for source, weight in zip(sources[1:], weights[1:], strict=True):
-                    value = k.fma(k.load_masked(source + whole, left), weight, value)
+                    value = k.multiply_add(k.load_masked(source + whole, left), weight, value)
                 k.store_masked(value, y + whole, left)
     return module
 

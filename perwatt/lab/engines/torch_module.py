@@ -155,7 +155,13 @@ def _response(graph: Graph, node: Node) -> Call:
     size, alpha, beta, bias = integer(node, "size"), number(node, "alpha"), number(node, "beta"), number(node, "bias")
     if size % 2 == 0:
         raise _refuse(node, "an even size")
-    return lambda value: functional.local_response_norm(value, size, alpha, beta, bias)
+
+    def normalise(value: Tensor) -> Tensor:
+        # PyTorch's own has no bfloat16 on CPUs: its average pool lacks it.
+        whole = functional.local_response_norm(value.float(), size, alpha, beta, bias)
+        return whole.to(value.dtype)
+
+    return normalise
 
 
 def _reduce(function: Callable[..., Tensor]) -> Maker:
