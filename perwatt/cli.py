@@ -41,6 +41,9 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON on stdout, for programs.")]
+AsOption = Annotated[
+    str, typer.Option("--as", metavar="NAME", help="Show the meters of a simulated machine, such as intel-server.")
+]
 RecordArgument = Annotated[Path, typer.Argument(metavar="RECORD", help="A Record that bench wrote.")]
 
 
@@ -218,7 +221,7 @@ def networks(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(as_name: AsOption = "", as_json: JsonOption = False) -> None:
     """Tell what this machine has, and what is missing.
 
     The machine, engines, meters, packages, and the command that would add each missing one.
@@ -227,14 +230,46 @@ def doctor(as_json: JsonOption = False) -> None:
 
     from perwatt.lab.doctor import examine, show_findings
     from perwatt.lab.terminal import console
+    from perwatt.lab.virtual.stage import stage
     from perwatt.machine import this_machine
 
     machine = this_machine()
-    findings = examine(machine)
+    if as_name:
+        with stage(as_name) as world:
+            findings = examine(machine, world.host())
+        print(f"meters of the simulated machine {as_name}; all else is this machine's", file=sys.stderr)
+    else:
+        findings = examine(machine)
     if as_json:
         print(json.dumps({"machine": machine.facts(), "findings": [asdict(each) for each in findings]}, indent=2))
     else:
         show_findings(machine, findings, console())
+
+
+@app.command()
+def meters(
+    watch: Annotated[bool, typer.Option("--watch", help="Show live watts, until Ctrl-C.")] = False,
+    test: Annotated[float | None, typer.Option(min=1, help="Seconds: read each meter idle and under load.")] = None,
+    meter: Annotated[str, typer.Option(help="A wall meter: log:FILE or http://PLUG/status#path.to.watts.")] = "",
+    as_name: AsOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the meters of this machine, and how to open the closed ones.
+
+    With what each covers, its step, its period, its error, who may read it and which others count the same joules.
+    """
+    from perwatt.lab import meters_command
+
+    if watch and test is not None:
+        raise InputError("meters: expected --watch or --test, got both; ask for one after the other")
+    if test is not None:
+        bad = meters_command.test(test, meter, as_name, as_json=as_json)
+        if bad:
+            raise typer.Exit(EXIT_FAULT)
+    elif watch:
+        meters_command.watch(meter, as_name, as_json=as_json)
+    else:
+        meters_command.listing(meter, as_name, as_json=as_json)
 
 
 @app.command()

@@ -1,7 +1,7 @@
-"""A laptop's batteries while they discharge, all summed: the whole system's power behind the power supply.
+"""A laptop's batteries while they discharge, all summed: the system's power behind the power supply.
 
-The gauge of a battery updates every second or so and is right to a few percent. While a charger is in, part of the power
-comes from the wall and the figure would be wrong, so there is none.
+The gauge of a battery updates every second or so and is right to a few percent. While a charger is in, part of the
+power comes from the wall and the figure would be wrong, so there is none.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ METER = Meter(
     update_period_s=PERIOD_S,
     gain=GAIN,
     averaging_s=PERIOD_S,
+    sampled_share=0.5,  # gauges differ in how they average, and none says
     settle_s=2 * PERIOD_S,
     poll_s=0.1,
     note="behind the power supply; only while discharging",

@@ -6,6 +6,7 @@ The part after # is the way to the watts, with dots: `meters.0.power`. Plugs sho
 import json
 import math
 from collections.abc import Sequence
+from urllib.error import HTTPError
 
 from perwatt.errors import MeterError
 from perwatt.lab.meters.meter import Found, Host, Meter, Offset, Reading
@@ -14,6 +15,7 @@ GAIN = 0.02
 PERIOD_S = 1.0
 POLL_S = 0.25
 TIMEOUT_S = 2.0
+ATTEMPTS = 2
 MOST_W = 1e5
 
 
@@ -29,7 +31,8 @@ def find(name: str, host: Host) -> Found:
         quantum=0.1,
         update_period_s=PERIOD_S,
         gain=GAIN,
-        averaging_s=0.0,
+        averaging_s=PERIOD_S,
+        sampled_share=0.5,  # plugs differ in how they average, and few say
         settle_s=3 * PERIOD_S,
         poll_s=POLL_S,
         reads_at_marks=False,  # an answer over the network takes its time, and may never come
@@ -39,11 +42,15 @@ def find(name: str, host: Host) -> Found:
         remedy = f"perwatt meters --meter '{url}#path.to.watts'"
         return Found(meter, reason="expected a path to the watts after #, got none", remedy=remedy)
     source = Endpoint(url, tuple(path.split(".")), host)
-    try:
-        source.read(0)
-    except MeterError as error:
-        return Found(meter, reason=str(error), remedy=f"curl {url}")
-    return Found(meter, open=lambda: source)
+    reason = ""
+    for _ in range(ATTEMPTS):
+        try:
+            source.read(0)
+        except MeterError as error:
+            reason = str(error)
+        else:
+            return Found(meter, open=lambda: source)
+    return Found(meter, reason=reason, remedy=f"curl {url}")
 
 
 class Endpoint:
@@ -59,8 +66,10 @@ class Endpoint:
         try:
             answer = self.host.fetch(self.url, TIMEOUT_S)
         except (OSError, ValueError) as error:  # URLError and TimeoutError are OSErrors
+            if isinstance(error, HTTPError):
+                raise MeterError(f"{self.url}: expected JSON, got {error.code} {error.reason}") from None
             reason = getattr(error, "reason", None) or error
-            raise MeterError(f"{self.url}: no answer within {TIMEOUT_S:.0f} s ({reason})") from None
+            raise MeterError(f"{self.url}: no answer within {TIMEOUT_S:g} s ({reason})") from None
         try:
             found = json.loads(answer)
         except ValueError:

@@ -1,7 +1,7 @@
 """A wall meter that another program reads: a CSV file that grows, or a pipe, of timestamps and watts.
 
-`log:PATH`. A row is `timestamp,watts`; the timestamp is seconds since 1970 or ISO 8601, and one line of headings may
-come first. The meter's clock need not be right: each row is seen to arrive, the rows that arrived soonest after their time
+`log:PATH`. A row is `timestamp,watts`; the timestamp is seconds since 1970 or ISO 8601; one line of headings may come
+first. The meter's clock need not be right: each row is seen to arrive, the rows that arrived soonest after their time
 tell the offset between its clock and this machine's, and how much they differ tells how sure that is.
 """
 

@@ -1,8 +1,8 @@
 """Energy counters of Intel and AMD processors below /sys/class/powercap (RAPL), told apart by name.
 
-A package counts cores, cache and built-in graphics, not memory; dram is apart; psys is what the maker calls the platform
-and holds the package. The gain tolerance is what studies against wall meters leave open: about 3 % for Intel's measured
-counters (Khan et al. 2018, "RAPL in Action"), 10 % for AMD's, which are modelled (Schöne et al. 2021, "Energy
+A package counts cores, cache and built-in graphics, not memory; dram is apart; psys is what the maker calls the
+platform and holds the package. The gain tolerance is what studies against wall meters leave open: about 3 % for Intel's
+measured counters (Khan et al. 2018, "RAPL in Action"), 10 % for AMD's, which are modelled (Schöne et al. 2021, "Energy
 Efficiency Aspects of the AMD Zen 2 Architecture").
 """
 

@@ -64,8 +64,16 @@ class Running(_With):
                     here = reading.time_ns == before_ns
                     self.trail.add(Reading(moment_ns, reading.value, reading.age_s) if here else reading)
                 if failure is not None:
-                    self.trail.fail(moment_ns, failure)
+                    self.trail.fail(moment_ns - self._offset_ns(), failure)
         return moment_ns
+
+    def _offset_ns(self) -> int:
+        """Return what turns the meter's clock into the lab's, 0 while that is not known."""
+        try:
+            offset = self.source.offset()
+        except MeterError:
+            return 0
+        return offset.add_ns if offset is not None else 0
 
     def mark(self) -> int:
         """Read once more, where that is quick, and return the instant."""

@@ -9,7 +9,8 @@ either sign counts as a/sqrt(3), the 95 % half width is 1.96 times the root of t
 - at each edge, the moment of the nearest knot times the power there;
 - at each edge, the distance to the nearest knot times the change of power around it;
 - the quantum;
-- of a sensor that sees a share f of the time: s * sqrt(1 - f) * T * sqrt(n), for n readings of deviation s, T apart;
+- of a sensor that sees a share f of the time: sqrt(1 - f) times the standard error of the mean of its readings, from
+  the means of eight batches (as for correlated samples), or as if they were independent where they are few;
 - of readings that are missing: half their time times the range of power around them.
 """
 
@@ -27,10 +28,13 @@ NORMAL_95 = 1.96
 GAP = 2.5  # update periods between two readings from which one is missing
 MOST_MISSING = 0.5  # of a window
 MOVING = 1.5  # an average over more update periods than this one is a moving one
-FULL = 0.7  # a reading that is the mean over at least this share of its time stands for all of it
+FULL = 0.6  # a reading that is the mean over at least this share of its time stands for all of it
 CLEAR = 10.0  # a slope is taken between knots this many times as far apart as their moments are unsure
-PARTIAL = 0.05  # what a sensor that sees part of the time may miss of a load in step with it, of what it does not see
+PARTIAL = 0.03  # what a sensor that sees part of the time may miss of a load in step with it, of what it does not see
 KEPT_KNOTS = 400_000
+BATCHES = 8
+STILL_S = 1.0  # for so long no machine takes less than a quantum
+FEW_T = 2.36 / 1.96  # Student's t of eight batches over the normal's
 
 
 class Trail:
@@ -44,6 +48,7 @@ class Trail:
         self.values: list[float] = []
         self.last: Reading | None = None
         self.breaks: list[tuple[int, int, str]] = []  # from, to, why
+        self.stills: list[tuple[int, int]] = []  # a counter read from, to, and always the same
         self.failures: deque[tuple[int, str]] = deque(maxlen=100)
 
     def add(self, reading: Reading) -> None:
@@ -125,6 +130,15 @@ class Trail:
             self._knot(reading, oldest, self.joules[-1])
         elif step > 0:
             self._knot(reading, max(self.last.time_ns, oldest), self.joules[-1] + step)
+        elif self.stills and self.stills[-1][1] == self.last.time_ns:
+            self.stills[-1] = (self.stills[-1][0], reading.time_ns)
+        else:
+            self.stills.append((self.last.time_ns, reading.time_ns))
+        if len(self.stills) > 1 and self._is_short(self.stills[-2]):
+            del self.stills[-2]
+
+    def _is_short(self, still: tuple[int, int]) -> bool:
+        return (still[1] - still[0]) * 1e-9 < max(10 * self.meter.update_period_s, STILL_S)
 
     def _add_watts(self, reading: Reading) -> None:
         oldest = reading.time_ns - self._age_ns(reading)
@@ -144,22 +158,21 @@ class Trail:
     def _slope(self, first: int, last: int) -> float:
         return (self.joules[last] - self.joules[first]) / (1e-9 * (self.times_ns[last] - self.times_ns[first]))
 
-    def _slopes(self, first: int, last: int) -> list[float]:
-        """Return the power between two neighbouring knots, before the first and after the last of them."""
-        found, count = [], len(self.times_ns)
+    def _slopes(self, first: int, last: int) -> tuple[float | None, float | None, float]:
+        """Return the power before the first of two neighbouring knots, after the last, and between them.
+
+        The first two are None where nothing was read, or their neighbours are too near to say.
+        """
+        beside: list[float | None] = []
         for at, step in ((first, -1), (last, 1)):
-            other, unsure_s = at + step, 0.0
-            while 0 <= other < count:
+            other, found = at + step, None
+            while found is None and 0 <= other < len(self.times_ns):
                 unsure_s = CLEAR * max(self.spreads_s[at], self.spreads_s[other])
                 if abs(self.times_ns[other] - self.times_ns[at]) * 1e-9 >= unsure_s:
-                    break
+                    found = self._slope(min(at, other), max(at, other))
                 other += step
-            other = min(max(other, 0), count - 1)
-            if other != at:
-                found.append(self._slope(*sorted((at, other))))
-        if (self.times_ns[last] - self.times_ns[first]) * 1e-9 >= CLEAR * self.spreads_s[last] or not found:
-            found.append(self._slope(first, last))
-        return found
+            beside.append(found)
+        return beside[0], beside[1], self._slope(first, last)
 
     def _silence(self, when_ns: int) -> MeterError:
         """Return why there is nothing about an instant."""
@@ -184,20 +197,40 @@ class Trail:
             raise self._silence(when_ns)
         at = bisect_right(self.times_ns, when_ns) - 1
         beyond_s = max((when_ns - self.times_ns[-1]) * 1e-9, (self.times_ns[0] - when_ns) * 1e-9)
-        if beyond_s > 3 * period_s:
+        failed = bool(self.failures) and self.failures[-1][0] >= self.times_ns[-1]
+        if beyond_s > 3 * period_s or (failed and when_ns > self.times_ns[-1]):
             raise self._silence(when_ns)
         first = min(max(at, 0), count - 2)
         last = first + 1
-        slopes = self._slopes(first, last)
-        slope = self._slope(first, last) if beyond_s <= 0 else float(np.mean(slopes))
+        before_w, after_w, here_w = self._slopes(first, last)
+        clear = (self.times_ns[last] - self.times_ns[first]) * 1e-9 >= CLEAR * self.spreads_s[last]
+        around = [each for each in (before_w, after_w) if each is not None]
+        around += [here_w] if clear or not around else []
         nearest = first if abs(when_ns - self.times_ns[first]) <= abs(when_ns - self.times_ns[last]) else last
         away_s = (when_ns - self.times_ns[nearest]) * 1e-9
-        value = self.joules[nearest] + slope * away_s
+        if beyond_s > 0:
+            value = self.joules[nearest] + float(np.mean(around)) * away_s
+        else:
+            value = self._bent(first, last, when_ns, before_w, after_w)
         # Past the last knot nothing holds the line: the power may be any that was seen around.
-        change = max(slopes) - min(slopes) if beyond_s <= 0 else max(max(slopes) - min(slopes), max(map(abs, slopes)))
-        shift = max(map(abs, slopes)) * math.hypot(self.spreads_s[nearest], clock_spread_s)
+        change = max(around) - min(around) if beyond_s <= 0 else max(map(abs, around))
+        shift = max(map(abs, around)) * math.hypot(self.spreads_s[nearest], clock_spread_s)
         step = self.meter.quantum / 2 if self.meter.unit == "J" else 0.0
         return value, (shift**2 + (change * away_s) ** 2 + step**2) / 3
+
+    def _bent(self, first: int, last: int, when_ns: int, before_w: float | None, after_w: float | None) -> float:
+        """Return the curve between two knots, with one change of power where the joules between them say.
+
+        Windows begin and end where the power changes, and there a straight line would favour the quieter side.
+        """
+        length_s = (self.times_ns[last] - self.times_ns[first]) * 1e-9
+        here_s, step_j = (when_ns - self.times_ns[first]) * 1e-9, self.joules[last] - self.joules[first]
+        if before_w is None or after_w is None or before_w == after_w:
+            return self.joules[first] + step_j * here_s / length_s
+        bend_s = min(max((after_w * length_s - step_j) / (after_w - before_w), 0.0), length_s)
+        until_here = before_w * min(here_s, bend_s) + after_w * max(here_s - bend_s, 0.0)
+        whole = before_w * bend_s + after_w * (length_s - bend_s)
+        return self.joules[first] + step_j * (until_here / whole if whole > 0 else here_s / length_s)
 
     def _between(self, start_ns: int, end_ns: int, clock_spread_s: float) -> tuple[float, float, tuple[str, ...]]:
         """Return joules, variance and notes of a window, by the curve."""
@@ -216,16 +249,15 @@ class Trail:
         last = min(bisect_right(self.times_ns, end_ns) + 1, len(self.times_ns))
         times_s = np.array(self.times_ns[first:last], np.float64) * 1e-9
         waits_s = np.diff(times_s)
-        if meter.unit == "J" and float(np.max(waits_s, initial=0)) > max(10 * period_s, 1.0):
-            raise MeterError(
-                f"{meter.name}: the counter stood still for {float(np.max(waits_s)):.1f} s within the window"
-            )
+        for since_ns, until_ns in self.stills:
+            if since_ns < end_ns and until_ns > start_ns and not self._is_short((since_ns, until_ns)):
+                still_s = (until_ns - since_ns) * 1e-9
+                raise MeterError(f"{meter.name}: the counter stands still, for {still_s:.1f} s of it")
         if meter.unit == "W":
             values = np.array(self.values[first:last])
-            deviation = float(np.std(values[1:], ddof=1)) if len(values) > 3 else float(np.ptp(values))
             covered_s = min(meter.averaging_s, float(np.mean(waits_s)))
             share = meter.sampled_share * covered_s / float(np.mean(waits_s))
-            variance += deviation**2 * (1 - share) * seconds * float(np.mean(waits_s))
+            variance += (1 - share) * _variance_of_mean(values[1:]) * seconds**2
             variance += (meter.quantum * seconds) ** 2 / 12 / max(len(values), 1)
             missing_s = np.where(waits_s > GAP * period_s, waits_s - period_s, 0.0)
             lost_s = float(missing_s.sum())
@@ -240,8 +272,7 @@ class Trail:
                 variance += float((missing_s**2).sum()) * (float(np.ptp(values)) / 2) ** 2 / 3
         elif meter.sampled_share < 1 and len(waits_s) > 2:
             powers = np.diff(np.array(self.joules[first:last])) / waits_s
-            deviation = float(np.std(powers[1:-1], ddof=1)) if len(powers) > 3 else float(np.ptp(powers))
-            variance += deviation**2 * (1 - meter.sampled_share) * seconds * float(np.mean(waits_s))
+            variance += (1 - meter.sampled_share) * _variance_of_mean(powers[1:-1]) * seconds**2
         return end_j - start_j, variance, tuple(notes)
 
     def _moving(self, start_ns: int, end_ns: int) -> tuple[float, float, tuple[str, ...]]:
@@ -280,10 +311,18 @@ class Trail:
             variance += (meter.averaging_s * meter.quantum) ** 2 / 12
         first, last = bisect_left(self.times_ns, ends[-1]), bisect_right(self.times_ns, end_ns)
         inside = self.values[first:last] or [float(shown[0])]
-        spread = float(np.ptp(inside)) if len(inside) > 1 else 0.0
         # The left-over begins the window; the means seen since tell how far its own power may be off.
-        variance += (left_s * max(spread, meter.quantum)) ** 2 / 3
+        variance += float(np.var(inside)) * left_s * meter.averaging_s
         if meter.sampled_share < 1:
-            deviation = float(np.std(shown, ddof=1)) if whole > 2 else spread
-            variance += deviation**2 * (1 - meter.sampled_share) * seconds * meter.averaging_s
+            variance += (1 - meter.sampled_share) * _variance_of_mean(shown) * seconds**2
         return float(shown.sum()) * meter.averaging_s + left_s * float(shown[-1]), variance, ()
+
+
+def _variance_of_mean(values: np.ndarray) -> float:
+    """Return the squared standard error of the mean of readings in the order of time."""
+    if len(values) < 2:
+        return float(values[0]) ** 2 if len(values) else 0.0  # one reading says nothing of its spread
+    if len(values) < 3 * BATCHES:
+        return float(np.var(values, ddof=1)) / len(values)
+    means = [float(np.mean(part)) for part in np.array_split(values, BATCHES)]
+    return float(np.var(means, ddof=1)) / BATCHES * FEW_T**2
