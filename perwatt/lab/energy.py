@@ -27,6 +27,7 @@ from perwatt.lab.record import (
 
 IDLE_CHANGE = 0.1  # between before and after, relative: more is worth a warning
 COARSE = 0.2  # a reading's own relative error: more is worth a warning
+LEAST_ABOVE = 0.2  # of its own uncertainty: what is less above idle is not told apart from nothing
 MEDIAN_SPREAD = 1.2533  # standard error of a median over that of a mean, of normal values: sqrt(pi / 2)
 EnergyVerdict = Literal["more", "less", "no difference seen"]
 Peers = tuple[str, int, str, str, int, str]
@@ -235,12 +236,14 @@ def _above_idle(per_joule: _Sides, idle: _Sides, speed: float) -> Estimate | Non
     """
     gross, resting = 1 / per_joule.value, idle.value / speed
     value = gross - resting
-    if value <= 0:
-        return None
-    low = math.hypot(gross * -math.expm1(-per_joule.up), resting * math.expm1(idle.up), value * math.expm1(idle.gain))
-    high = math.hypot(
-        gross * math.expm1(per_joule.down), resting * -math.expm1(-idle.down), value * math.expm1(idle.gain)
+    low = math.hypot(
+        gross * -math.expm1(-per_joule.up), resting * math.expm1(idle.up), abs(value) * math.expm1(idle.gain)
     )
+    high = math.hypot(
+        gross * math.expm1(per_joule.down), resting * -math.expm1(-idle.down), abs(value) * math.expm1(idle.gain)
+    )
+    if value <= LEAST_ABOVE * low:
+        return None
     return Estimate(value=value, low=value - low, high=value + high)
 
 
@@ -261,7 +264,9 @@ def _warnings(readings: Sequence[Reading], energy: Energy, meter: str, case: Cas
             yield f"idle power was {abs(change):.0%} {'higher' if change > 0 else 'lower'} after the blocks than before"
     elif before:
         yield "idle power was read before the blocks only"
-    yield from dict.fromkeys(f"{meter}: {note}" for reading in readings for note in reading.notes)
+    yield from dict.fromkeys(
+        note if note.startswith(meter) else f"{meter}: {note}" for reading in readings for note in reading.notes
+    )
 
 
 def _beside(row: Row, meters: Sequence[MeterFacts], own: MeterFacts | None, seed: int) -> Iterable[ScopedWatts]:

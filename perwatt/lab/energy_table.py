@@ -31,7 +31,9 @@ def energy_tables(
         made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
         for name in heads:
             right = name in heads[4:] or name == "batch"
-            made.add_column(name, justify="right" if right else "left", no_wrap=name != "network", overflow="fold")
+            # Wide figures wrap; cropping would take digits away.
+            fixed = name in {"batch", "prec.", "engine"}
+            made.add_column(name, justify="right" if right else "left", no_wrap=fixed, overflow="fold")
         last: tuple[str, int, str] | None = None
         for key, rows in cases:
             for engine, row in rows:
