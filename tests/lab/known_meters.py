@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from PIL import Image
 from small_network import small_network
 
 from perwatt.errors import MeterError
+from perwatt.lab import conditions
 from perwatt.lab.bench import BenchRequest, run_bench
 from perwatt.lab.engine import Job
 from perwatt.lab.metering import Opened, facts_of
@@ -143,4 +145,5 @@ def measured(folder: Path, lab: MeteredLab, *meters: KnownMeter, **changes: Any)
         "out": folder,
     }
     request = BenchRequest(**{**whole, **changes})
-    return run_bench(request, progress, lab, lambda asked, device: opened(*meters, asked=asked))
+    with patch.object(conditions, "POLL_S", 0.0005):  # made-up engines rest at once
+        return run_bench(request, progress, lab, lambda asked, device: opened(*meters, asked=asked))
