@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -48,8 +48,10 @@ def compile(
     graph = read_graph(source, batch)
     machine = this_machine()
     count = threads if threads is not None else settings.threads() or machine.cores
-    if count < 1:
-        raise InputError(f"threads: expected at least 1, got {count}")
+    if not isinstance(count, int | np.integer) or count < 1:
+        raise InputError(f"threads: expected a whole number, at least 1, got {count!r}; None takes every core")
+    if tune not in get_args(Tune):
+        raise InputError(f"tune: expected one of {', '.join(get_args(Tune))}, got {tune!r}")
     team = shared_team(count)
     _check_weights(graph)
     rewritten = apply(graph)
@@ -105,6 +107,8 @@ def _check_memory(graph: Graph, machine: Machine, working_bytes: int) -> None:
 
 def read_graph(source: str | Path | bytes | Graph, batch: int | None) -> Graph:
     """Return the Graph of a file, or the Graph itself. Raises as `compile` does."""
+    if not isinstance(source, str | Path | bytes | Graph):
+        raise InputError(f"expected an ONNX file, its bytes or a Graph, got {type(source).__name__}")
     if isinstance(source, Graph):
         made_with = batch_of(source)
         if batch is not None and made_with != batch:

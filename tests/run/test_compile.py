@@ -133,6 +133,9 @@ OUTPUTS: dict[str, Callable[[Net], Sequence[str]]] = {
     "a constant": lambda n: [n.add("Relu", n.input(2, 3)), n.weights(4, 2)],
     "a folded constant": lambda n: [n.add("Relu", n.input(2, 3)), n.add("Sigmoid", n.weights(4, 2))],
     "of a vector": lambda n: [n.add("Tanh", n.input())],
+    "over one axis": lambda n: [
+        n.add("MaxPool", n.add("Conv", n.input(6, 9), n.weights(8, 3, 3), group=2, pads=(1, 2)), kernel_shape=(2,))
+    ],
     "a conv and its flat view": lambda n: (lambda c: [n.add("Flatten", c, axis=1), c])(n.conv(n.input(3, 4, 4), 5)),
 }
 
@@ -267,10 +270,10 @@ def test_what_is_too_large_is_refused_before_it_is_allocated() -> None:
         perwatt.compile(graph, tune="estimate")
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_teams_have_members(threads: int) -> None:
+@pytest.mark.parametrize("threads", [0, -1, 2.5, "two"])
+def test_teams_have_members(threads: object) -> None:
     with pytest.raises(InputError, match="at least 1"):
-        perwatt.compile(graph_of(residuals), threads=threads, tune="estimate")
+        perwatt.compile(graph_of(residuals), threads=threads, tune="estimate")  # type: ignore[arg-type]
 
 
 def test_other_wrong_arguments() -> None:
@@ -279,6 +282,10 @@ def test_other_wrong_arguments() -> None:
         perwatt.compile(graph, images=3, tune="estimate")
     with pytest.raises(InputError, match="batch 4"):
         perwatt.compile(graph, batch=2, tune="estimate")
+    with pytest.raises(InputError, match="one of measure, again, estimate, got 'fast'"):
+        perwatt.compile(graph, tune="fast")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="got int"):
+        perwatt.compile(5, tune="estimate")  # type: ignore[arg-type]
     with pytest.raises(NetworkError):
         perwatt.compile(b"no network at all", tune="estimate")
     with pytest.raises(NetworkError):
@@ -302,3 +309,27 @@ def test_an_unknown_operator_is_named_with_its_node_and_what_there_is() -> None:
 
 def test_tolerances_are_small() -> None:
     assert tolerance(graph_of(modules)) < 1e-3
+
+
+@pytest.mark.parametrize("images", [None, 1])
+@pytest.mark.parametrize("write_net", NETS, ids=lambda write: write.__name__)
+def test_working_memory_may_hold_anything_before_and_nothing_beyond_it_is_written(
+    write_net: Write, images: int | None
+) -> None:
+    graph = graph_of(write_net, 3)
+    model = perwatt.compile(graph, tune="estimate", images=images)
+    feeds = feeds_of(graph)
+    wanted = model.run(feeds)
+    arena, scratch, *_ = model._code._keep
+    assert isinstance(arena, np.ndarray)
+    assert isinstance(scratch, np.ndarray)
+    used = np.zeros(arena.size, bool)
+    for name, offset in model.plan.buffers.items():
+        used[offset : offset + model.plan.placement.buffer_floats[name]] = True
+    for canary in (np.float32(np.nan), np.float32(-7.5e33)):
+        arena[:] = scratch[:] = canary
+        got = model.run(feeds)
+        assert all(np.array_equal(got[name], wanted[name]) for name in wanted), "what was there before shows"
+        outside = [arena[~used], scratch[model.plan.scratch_bytes // 4 :]]
+        assert all(np.array_equal(part, np.full_like(part, canary), equal_nan=True) for part in outside)
+    assert model.working_bytes == 4 * model.plan.arena_floats + model.plan.scratch_bytes
