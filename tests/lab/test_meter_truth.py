@@ -1,5 +1,8 @@
 """On simulated machines whose true joules are known the figure is near the truth and the stated interval holds it."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from perwatt.lab.virtual.trials import CASES, Case, run, trial
@@ -62,3 +65,17 @@ def test_a_counter_is_followed_through_several_wraps() -> None:
 
 def test_a_trial_is_the_same_each_time() -> None:
     assert trial(MEASURED[0], 1) == trial(MEASURED[0], 1)
+
+
+def test_the_published_trials_keep_the_promise() -> None:
+    published = json.loads((Path(__file__).parents[2] / "benchmarks/results/meter_trials.json").read_text())
+    assert published["trials"] >= 100
+    rows = {row["case"]: row for row in published["results"]}
+    assert set(rows) == {case.name for case in CASES}
+    for case in CASES:
+        row = rows[case.name]
+        if case.refuses:
+            assert row["refused"] == published["trials"]
+        else:
+            assert row["refused"] == 0
+            assert min(row["covered"], row["timing_covered"]) >= 0.9 * published["trials"]

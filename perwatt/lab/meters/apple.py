@@ -55,7 +55,7 @@ def _meter(name: str, scope: Scope, covers: str) -> Meter:
         quantum=1e-3,
         update_period_s=PERIOD_S,
         gain=GAIN,
-        settle_s=2.5 * PERIOD_S,
+        settle_s=5 * PERIOD_S,
         poll_s=PERIOD_S / 4,
         note="believed to be modelled, not measured",
     )

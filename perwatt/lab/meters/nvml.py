@@ -101,7 +101,7 @@ def _meter(name: str, gpu: str, unit: str, product: str, averaging_s: float = 0.
         gain=GAIN,
         averaging_s=averaging_s,
         sampled_share=0.25 if partial else 1.0,
-        settle_s=2.5 * PERIOD_S,
+        settle_s=5 * PERIOD_S,
         poll_s=PERIOD_S / 4,
         note="; ".join(each for each in notes if each),
     )

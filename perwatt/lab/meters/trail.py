@@ -212,8 +212,10 @@ class Trail:
             value = self.joules[nearest] + float(np.mean(around)) * away_s
         else:
             value = self._bent(first, last, when_ns, before_w, after_w)
-        # Past the last knot nothing holds the line: the power may be any that was seen around.
-        change = max(around) - min(around) if beyond_s <= 0 else max(map(abs, around))
+        # Past the last knot nothing holds the line, and beside it nothing is known of one side: the power may then be
+        # any up to what was seen.
+        known = beyond_s <= 0 and before_w is not None and after_w is not None
+        change = max(around) - min(around) if known else max(map(abs, around))
         shift = max(map(abs, around)) * math.hypot(self.spreads_s[nearest], clock_spread_s)
         step = self.meter.quantum / 2 if self.meter.unit == "J" else 0.0
         return value, (shift**2 + (change * away_s) ** 2 + step**2) / 3
