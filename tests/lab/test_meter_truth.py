@@ -9,8 +9,8 @@ import pytest
 from perwatt.lab.virtual.trials import CASES, Case, Outcome, run, trial
 
 SEEDS = range(7)
-# The seeds are fixed, so nothing flickers. Of 7 intervals that hold the truth in 95 of 100 trials fewer than 5 do so once
-# in 250 runs; the promise of 90 of 100 is held over all cases together, and by the published trials.
+# The seeds are fixed, so nothing flickers. Of 7 intervals that hold the truth in 95 of 100 trials fewer than 5 do so
+# once in 250 runs; the promise of 90 of 100 is held over all cases together, and by the published trials.
 FEWEST = 5
 MEASURED = [case for case in CASES if not case.refuses and case.window_s[0] < 500]
 # What the best estimator of each kind comes to, with room: median of the error that the meter's gain does not explain.
