@@ -41,6 +41,9 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON on stdout, for programs.")]
+AsOption = Annotated[
+    str, typer.Option("--as", metavar="NAME", help="Show the meters of a simulated machine, such as intel-server.")
+]
 RecordArgument = Annotated[Path, typer.Argument(metavar="RECORD", help="A Record that bench wrote.")]
 
 
@@ -97,22 +100,34 @@ def bench(
     minutes: Annotated[float | None, typer.Option(help="Longest duration, instead of the profile's own.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the Record and the report.")] = Path("bench"),
     seed: Annotated[int, typer.Option(help="Seed of crops, order and samples.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="Threads of each engine. [default: every usable core]")] = None,
+    threads: Annotated[str, typer.Option(help="Threads of each engine. [default: every usable core]")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    meter: Annotated[str, typer.Option(help="auto, none, or a meter that perwatt meters lists.")] = "auto",
+    best: Annotated[bool, typer.Option("--best", help="End with the best settings of all that were measured.")] = False,
+    p99: Annotated[float | None, typer.Option(min=0.0, help="With --best: most p99 latency of a batch, ms.")] = None,
+    agreement: Annotated[
+        float | None, typer.Option(min=0.0, max=100.0, help="With --best: least top-1 agreement, percent.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure networks with every engine, side by side.
 
     Prints a table and keeps a Record with every raw sample and a report. Engines that are missing or refuse are rows
-    that say so. Lists take commas: --batch 1,48.
+    that say so. Lists take commas: --batch 1,48. With a meter, watts and images/s/W come from the same blocks.
     """
     from perwatt.lab.bench import PROFILES, BenchRequest, run_bench
     from perwatt.lab.engine import PRECISIONS, Device
     from perwatt.lab.engines import ENGINES
     from perwatt.lab.progress import Display
+    from perwatt.lab.record import Limits
     from perwatt.lab.record_file import save
     from perwatt.lab.terminal import console, shown
 
+    if not best and (p99 is not None or agreement is not None):
+        raise InputError("p99, agreement: expected together with --best, got no --best; add it")
+    limits = Limits(
+        p99_s=None if p99 is None else p99 / 1000, top1_agreement=None if agreement is None else agreement / 100
+    )
     devices: tuple[Device, ...] = get_args(Device)
     chosen_device = _one_of("device", device, devices)
     usual = "fp32,bf16" if chosen_device == "cpu" else "fp32,fp16"
@@ -125,8 +140,10 @@ def bench(
         profile=_lasting(PROFILES[_one_of("profile", profile, tuple(PROFILES))], minutes),
         out=out,
         seed=seed,
-        threads=threads,
+        threads=_whole_numbers("threads", threads) if threads else None,
         device=chosen_device,
+        meter=meter,
+        limits=limits if best else None,
         command=("perwatt", *sys.argv[1:]),
     )
     errors = console(stderr=True)
@@ -205,7 +222,7 @@ def networks(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(as_name: AsOption = "", as_json: JsonOption = False) -> None:
     """Tell what this machine has, and what is missing.
 
     The machine, engines, meters, packages, and the command that would add each missing one.
@@ -214,14 +231,46 @@ def doctor(as_json: JsonOption = False) -> None:
 
     from perwatt.lab.doctor import examine, show_findings
     from perwatt.lab.terminal import console
+    from perwatt.lab.virtual.stage import stage
     from perwatt.machine import this_machine
 
     machine = this_machine()
-    findings = examine(machine)
+    if as_name:
+        with stage(as_name) as world:
+            findings = examine(machine, world.host())
+        print(f"meters of the simulated machine {as_name}; all else is this machine's", file=sys.stderr)
+    else:
+        findings = examine(machine)
     if as_json:
         print(json.dumps({"machine": machine.facts(), "findings": [asdict(each) for each in findings]}, indent=2))
     else:
         show_findings(machine, findings, console())
+
+
+@app.command()
+def meters(
+    watch: Annotated[bool, typer.Option("--watch", help="Show live watts, until Ctrl-C.")] = False,
+    test: Annotated[float | None, typer.Option(min=1, help="Seconds: read each meter idle and under load.")] = None,
+    meter: Annotated[str, typer.Option(help="A wall meter: log:FILE or http://PLUG/status#path.to.watts.")] = "",
+    as_name: AsOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the meters of this machine, and how to open the closed ones.
+
+    With what each covers, its step, its period, its error, who may read it and which others count the same joules.
+    """
+    from perwatt.lab import meters_command
+
+    if watch and test is not None:
+        raise InputError("meters: expected --watch or --test, got both; ask for one after the other")
+    if test is not None:
+        bad = meters_command.test(test, meter, as_name, as_json=as_json)
+        if bad:
+            raise typer.Exit(EXIT_FAULT)
+    elif watch:
+        meters_command.watch(meter, as_name, as_json=as_json)
+    else:
+        meters_command.listing(meter, as_name, as_json=as_json)
 
 
 @app.command()

@@ -12,6 +12,7 @@ PerwattError                  a person can mend the cause; the command line prin
 │   ├── EngineRefused         the engine runs here, but not this network, batch or precision
 │   ├── EngineCrashed         the engine's process died
 │   └── EngineTimeout         the engine did not answer in time
+├── MeterError                a meter is closed, vanished or answers nonsense: a row without energy
 ├── PlanError                 no plan keeps within the limits that were set
 └── PackageError              a package that is damaged, hostile or no longer agrees with its golden examples
 """
@@ -63,6 +64,10 @@ class EngineCrashed(EngineError):
 
 class EngineTimeout(EngineError):
     """The engine did not answer within its time."""
+
+
+class MeterError(PerwattError):
+    """A meter is closed, vanished in mid-run or answers nonsense; the lab leaves the energy empty and says so."""
 
 
 class PlanError(PerwattError):

@@ -68,8 +68,9 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2
         (["bench", "lenet", "--batch", "many"], "got 'many'", "for example 1,48"),
         (["bench", "lenet", "--profile", "quik"], "quick, standard, long", "did you mean quick?"),
         (["bench", "lenet", "--device", "gpu"], "cpu, cuda", "choose among them"),
-        (["bench", "lenet", "--threads", "0"], "threads", "leave it out"),
-        (["bench", "lenet", "--threads", "two"], "--threads", "perwatt --help"),
+        (["bench", "lenet", "--threads", "0"], "threads", "for example"),
+        (["bench", "lenet", "--p99", "5"], "p99", "add it"),
+        (["bench", "lenet", "--threads", "two"], "threads", "for example"),
         (["bench", "lenet", "--photos", "/no/such/folder"], "folder with photographs", "check the path"),
         (["bench"], "networks", "perwatt --help"),
         (["bench", "lenet", "--frobnicate"], "--frobnicate", "perwatt --help"),
@@ -121,11 +122,12 @@ def test_bench_passes_on_what_was_asked(asked: list[BenchRequest], tmp_path: Pat
     assert (usual.batches, usual.engines, usual.threads, usual.photos) == (None, None, None, None)
     assert (usual.precisions, usual.device, usual.profile) == (("fp32", "bf16"), "cpu", "standard")
     options = ["--batch", "1, 8,1", "--precision", "fp16", "--engines", "ncnn,torch", "--profile", "quick"]
+    assert (usual.meter, usual.limits) == ("auto", None)
     more = ["--seed", "5", "--threads", "3", "--photos", "pictures", "--out", str(tmp_path)]
     assert cli.run(["bench", "lenet", *options, *more]) == 0
     chosen = asked.pop()
     assert (chosen.batches, chosen.precisions, chosen.engines) == ((1, 8), ("fp16",), ("ncnn", "torch"))
-    assert (chosen.profile, chosen.seed, chosen.threads, chosen.photos) == ("quick", 5, 3, Path("pictures"))
+    assert (chosen.profile, chosen.seed, chosen.threads, chosen.photos) == ("quick", 5, (3,), Path("pictures"))
     assert cli.run(["bench", "lenet", "--device", "cuda", "--out", str(tmp_path)]) == 0
     assert asked.pop().precisions == ("fp32", "fp16")
 

@@ -63,7 +63,7 @@ def test_the_commands_exist_and_are_all_named() -> None:
     assert known - {"version"} <= named
     options = {name for parameter in command.commands["bench"].params for name in parameter.opts}  # type: ignore[attr-defined]
     assert {name for name in options if name.startswith("--")} - {"--help"} == set(
-        re.findall(r"--[a-z]+", README[README.index("`bench` takes") : README.index("Without them")])
+        re.findall(r"--[a-z0-9]+", README[README.index("`bench` takes") : README.index("Without them")])
     )
 
 

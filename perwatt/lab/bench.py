@@ -13,14 +13,15 @@ from typing import TypeVar, get_args
 
 import perwatt
 from perwatt.errors import EngineError, InputError, OutputError, PerwattError
-from perwatt.lab import figures, record_file
+from perwatt.lab import figures, metering, record_file
 from perwatt.lab.engine import PRECISIONS, Device, Precision
 from perwatt.lab.engines import ENGINES, EngineEntry, entry
 from perwatt.lab.group import measure, over
 from perwatt.lab.lane import NULL, Group, Lane, MakeWorker, Session, references_of, row_of
+from perwatt.lab.metering import Metering, OpenFor
 from perwatt.lab.photographs import find_photographs
 from perwatt.lab.process import Worker
-from perwatt.lab.record import Noise, Photograph, Profile, Record
+from perwatt.lab.record import Energy, Limits, Noise, Photograph, Profile, Record
 from perwatt.lab.subject import find, prepare
 from perwatt.machine import this_machine
 
@@ -51,7 +52,9 @@ class BenchRequest:
     """What to measure: names of built-in networks or paths of ONNX files, and how.
 
     Without `batches`: 1 and the large batch of the device. Without `engines`: every engine of the device. `threads`
-    without a number: the cores this process may keep busy. `noise`: measure an A/A pair. `command` is kept as it is.
+    without a number: the cores this process may keep busy; with several, every engine is measured with each. `noise`:
+    measure an A/A pair. `meter`: auto, none, or the name of a meter. `limits`, which `--best` asks of a setting, and
+    `command` are kept as they are.
     """
 
     networks: tuple[str, ...]
@@ -62,9 +65,11 @@ class BenchRequest:
     profile: str | Profile = "standard"
     out: Path = Path()
     seed: int = 1
-    threads: int | None = None
+    threads: int | tuple[int, ...] | None = None
     device: Device = "cpu"
     noise: bool = True
+    meter: str = "auto"
+    limits: Limits | None = None
     command: tuple[str, ...] = ()
 
 
@@ -77,17 +82,24 @@ class Progress:
     left_s: float
 
 
-def run_bench(request: BenchRequest, progress: Callable[[Progress], None], make_worker: MakeWorker = Worker) -> Record:
+def run_bench(
+    request: BenchRequest,
+    progress: Callable[[Progress], None],
+    make_worker: MakeWorker = Worker,
+    open_meters: OpenFor = metering.open_for,
+) -> Record:
     """Measure what was asked and return the Record, complete with its figures; nothing is written to `out` yet.
 
-    Engines that are missing, refuse, hang or crash are rows that say so. Ctrl-C returns what was measured, marked as
-    partial. Raises InputError, NetworkError or OutputError before the first measurement when the request cannot be met.
+    Engines that are missing, refuse, hang or crash are rows that say so, and rows whose meter failed have no energy and
+    say why. Ctrl-C returns what was measured, marked as partial. Raises InputError, NetworkError or OutputError before
+    the first measurement when the request cannot be met.
     """
     profile, batches, engines = _checked(request)
     record_file.ensure_writable(request.out)
     machine = this_machine()
-    threads = request.threads or machine.cores
-    start = time.monotonic()
+    threads = _threads(request, machine.cores)
+    opened = open_meters(request.meter, request.device)
+    start, zero_ns = time.monotonic(), time.perf_counter_ns()
 
     def report(text: str) -> None:
         passed_s = time.monotonic() - start
@@ -96,10 +108,12 @@ def run_bench(request: BenchRequest, progress: Callable[[Progress], None], make_
     session = Session(
         profile=profile,
         seed=request.seed,
-        threads=threads,
+        threads=max(threads),
         make_worker=make_worker,
         report=report,
         deadline=start + profile.limit_s,
+        metering=Metering(opened, zero_ns),
+        zero_ns=zero_ns,
     )
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     groups: list[Group] = []
@@ -108,7 +122,7 @@ def run_bench(request: BenchRequest, progress: Callable[[Progress], None], make_
     try:
         photos = find_photographs(request.photos)
         report("read the networks")
-        groups += _groups(request, batches, engines)
+        groups += _groups(request, batches, engines, threads)
         for index, group in enumerate(groups):
             share = _weight(group, session) / sum(_weight(each, session) for each in groups[index:])
             _one_group(group, photos, photographs, session, session.clock() + share * session.left_s(), index == 0)
@@ -119,11 +133,13 @@ def run_bench(request: BenchRequest, progress: Callable[[Progress], None], make_
             for lane in group.lanes:
                 if lane.status is None and not lane.blocks:
                     lane.status, lane.reason = "interrupted", "stopped by Ctrl-C before its first block"
+    finally:
+        session.metering.close()
     if not groups:
         raise KeyboardInterrupt  # nothing was measured: there is no Record to keep
     return figures.complete(
         Record(
-            schema_version=1,
+            schema_version=2,
             created=created,
             perwatt_version=perwatt.__version__,
             commit=_commit(),
@@ -139,10 +155,18 @@ def run_bench(request: BenchRequest, progress: Callable[[Progress], None], make_
             networks=tuple({group.subject.facts.name: group.subject.facts for group in groups}.values()),
             photographs=tuple(sorted(photographs.values(), key=lambda photo: (photo.name, photo.sha256))),
             references=tuple(reference for group in groups for reference in references_of(group)),
-            rows=tuple(row_of(group, lane, threads) for group in groups for lane in _shown(group)),
+            rows=tuple(row_of(group, lane) for group in groups for lane in _shown(group)),
             noise=_noise(groups),
             harness_cost_s=None,
             digest="",
+            energy=Energy(
+                asked=opened.asked,
+                meters=tuple(facts for facts, _ in opened.meters),
+                reason=opened.reason,
+                remedy=opened.remedy,
+                idle=tuple(session.metering.idle),
+            ),
+            limits=request.limits,
         )
     )
 
@@ -163,8 +187,9 @@ def _checked(request: BenchRequest) -> tuple[Profile, tuple[int, ...], tuple[Eng
     for precision in request.precisions or ("none",):
         if precision not in PRECISIONS:
             raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}; choose one")
-    if request.threads is not None and request.threads < 1:
-        raise InputError(f"threads: expected at least 1, got {request.threads}; leave it out to use every core")
+    for count in _threads(request, 1):
+        if count < 1:
+            raise InputError(f"threads: expected at least 1, got {count}; leave it out to use every core")
     if request.seed < 0:
         raise InputError(f"seed: expected a whole number from 0, got {request.seed}; choose another")
     known = [each for each in ENGINES if each.name != NULL]
@@ -180,11 +205,19 @@ def _checked(request: BenchRequest) -> tuple[Profile, tuple[int, ...], tuple[Eng
     return profile, batches, tuple(chosen)
 
 
+def _threads(request: BenchRequest, cores: int) -> tuple[int, ...]:
+    if isinstance(request.threads, int):
+        return (request.threads,)
+    return _unique(request.threads or (cores,))
+
+
 def _unique(items: Iterable[Item]) -> tuple[Item, ...]:
     return tuple(dict.fromkeys(items))
 
 
-def _groups(request: BenchRequest, batches: tuple[int, ...], engines: tuple[EngineEntry, ...]) -> list[Group]:
+def _groups(
+    request: BenchRequest, batches: tuple[int, ...], engines: tuple[EngineEntry, ...], threads: tuple[int, ...]
+) -> list[Group]:
     """Return the groups to measure, network by network; the first of each batch size has the null engine too."""
     subjects = [find(name) for name in _unique(request.networks)]
     names = [subject.facts.name for subject in subjects]
@@ -193,16 +226,16 @@ def _groups(request: BenchRequest, batches: tuple[int, ...], engines: tuple[Engi
     groups: list[Group] = []
     for number, subject in enumerate(subjects):
         for batch in batches:
-            lanes = [_lane(each, precision) for precision in _unique(request.precisions)
+            lanes = [_lane(each, precision, count) for precision in _unique(request.precisions) for count in threads
                      for each in engines if each.name != NULL]  # fmt: skip
             if number == 0:
-                lanes.insert(0, Lane(NULL, "fp32", "cpu"))
+                lanes.insert(0, Lane(NULL, "fp32", "cpu", threads[0]))
             groups.append(Group(subject, batch, lanes, twins=request.noise and not groups))
     return groups
 
 
-def _lane(engine: EngineEntry, precision: Precision) -> Lane:
-    lane = Lane(engine.name, precision, engine.device)
+def _lane(engine: EngineEntry, precision: Precision, threads: int) -> Lane:
+    lane = Lane(engine.name, precision, engine.device, threads)
     if precision not in engine.precisions:
         lane.status, lane.reason = "refused", f"{engine.name} has no {precision} on this device"
     return lane
@@ -279,6 +312,7 @@ def _noise(groups: list[Group]) -> Noise | None:
                     blocks=tuple(lane.blocks),
                     ratio=None,
                     floor=None,
+                    threads=lane.threads,
                 )
     return None
 

@@ -10,12 +10,14 @@ import numpy as np
 
 from perwatt.errors import RecordError
 from perwatt.lab import figures, truth
-from perwatt.lab.record import Block, Record, Reference, Row, Sample, unpack
+from perwatt.lab.metering import devices_of, edges_s
+from perwatt.lab.record import Block, Reading, Record, Reference, Row, Sample, unpack
 
 # Sums may be rounded differently by another NumPy; anything a person can see is larger.
 SAME_FIGURE = 1e-9
 SAME_ERROR = 1e-5  # a relative error near rounding is itself the difference of nearly equal numbers
 SMALLEST_ERROR = 1e-9
+_EDGE_S = 1e-5  # sums of seconds since the start, rounded
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,14 @@ def _raw(record: Record) -> Iterator[Finding]:
         if len(reference.classes) != reference.batch:
             yield Finding(f"{where}.classes", str(len(reference.classes)), f"{reference.batch}, one per image")
         yield from _kept(where, reference.images, reference.batch, reference.output.shape)
-    seen: dict[tuple[str, str, int, str, str], int] = {}
+    seen: dict[tuple[str, str, int, str, str, int], int] = {}
     for index, row in enumerate(record.rows):
-        name = (row.network, row.engine, row.batch, row.precision, row.device)
+        name = (row.network, row.engine, row.batch, row.precision, row.device, row.threads)
         if name in seen:
             yield Finding(f"rows[{index}]", "a second row of the same name", f"rows[{seen[name]}] only")
         seen[name] = index
         yield from _raw_row(f"rows[{index}]", row, references.get((row.network, row.batch), {}))
+    yield from _raw_energy(record, blocks)
     if record.partial != (record.partial_reason is not None):
         yield Finding("partial_reason", str(record.partial_reason), "a reason if and only if the Record is partial")
 
@@ -112,6 +115,64 @@ def _raw_row(where: str, row: Row, references: Mapping[int, Reference]) -> Itera
             yield Finding(f"{at}.relative_errors", str(len(sample.relative_errors)), f"{row.batch}, one per image")
         shape = None if sample.output is None else sample.output.shape
         yield from _kept(at, sample.images, row.batch, shape)
+
+
+def _raw_energy(record: Record, blocks: list[tuple[str, Block]]) -> Iterator[Finding]:
+    """Yield contradictions among the readings of meters, and with the blocks that they belong to."""
+    energy, rows = record.energy, {f"rows[{index}]": row for index, row in enumerate(record.rows)}
+    if record.schema_version == 1 and energy is not None:
+        yield Finding("schema_version", "1", "2, for a Record with energy")
+    names = [facts.name for facts in energy.meters] if energy is not None else []
+    for where, block in blocks:
+        row = rows.get(where.partition(".")[0])
+        if [reading.meter for reading in block.energy] != (names if row is None or row.engine != "null" else []):
+            yield Finding(f"{where}.energy", str([reading.meter for reading in block.energy]), f"one each of {names}")
+        for index, reading in enumerate(block.energy):
+            at = f"{where}.energy[{index}]"
+            yield from _raw_reading(at, reading)
+            if reading.joules is None or energy is None:
+                continue
+            before_s, after_s = next((edges_s(facts) for facts in energy.meters if facts.name == reading.meter), (0, 0))
+            start_s, end_s = block.start_s + before_s, block.start_s + block.elapsed_s - after_s
+            if not math.isclose(reading.start_s, start_s, abs_tol=_EDGE_S):
+                yield Finding(f"{at}.start_s", str(reading.start_s), f"{start_s}, inside the block")
+            elif not math.isclose(reading.end_s, end_s, abs_tol=_EDGE_S):
+                yield Finding(f"{at}.end_s", str(reading.end_s), f"{end_s}, inside the block")
+    if energy is None:
+        return
+    if bool(energy.meters) != (energy.reason is None):
+        yield Finding("energy.reason", str(energy.reason), "a reason if and only if there is no meter")
+    for index, facts in enumerate(energy.meters):
+        at = f"energy.meters[{index}]"
+        if facts.name in names[:index] or set(facts.overlaps) & set(names):
+            yield Finding(f"{at}.name", facts.name, "a meter that overlaps with none of the others")
+        if facts.devices != devices_of(facts.scope):
+            yield Finding(f"{at}.devices", str(facts.devices), f"{devices_of(facts.scope)} for {facts.scope}")
+    for index, idle in enumerate(energy.idle):
+        at = f"energy.idle[{index}]"
+        if [reading.meter for reading in idle.readings] != names:
+            yield Finding(f"{at}.readings", str([each.meter for each in idle.readings]), f"one each of {names}")
+        for each, reading in enumerate(idle.readings):
+            yield from _raw_reading(f"{at}.readings[{each}]", reading)
+            if any(
+                reading.start_s < block.start_s + block.elapsed_s and block.start_s < reading.end_s
+                for _, block in blocks
+            ):
+                yield Finding(f"{at}.readings[{each}].start_s", str(reading.start_s), "a time without a block")
+
+
+def _raw_reading(where: str, reading: Reading) -> Iterator[Finding]:
+    if reading.end_s <= reading.start_s:
+        yield Finding(f"{where}.end_s", str(reading.end_s), f"after {reading.start_s}")
+    parts = (reading.joules, reading.half_width_j, reading.gain)
+    if (reading.reason is None) != all(part is not None for part in parts) or (
+        reading.reason is not None and any(part is not None for part in parts)
+    ):
+        yield Finding(f"{where}.joules", str(reading.joules), "joules and how sure they are, or a reason without")
+    elif reading.joules is not None and not (
+        reading.joules > 0 and min(reading.half_width_j or 0, reading.gain or 0) >= 0
+    ):
+        yield Finding(f"{where}.joules", str(reading.joules), "more than 0 J, with an error of 0 or more")
 
 
 def _kept(where: str, images: tuple[int, ...], batch: int, shape: tuple[int, ...] | None) -> Iterator[Finding]:

@@ -1,11 +1,13 @@
 """Compare two Records: what changed in speed, what else changed, and whether that may be called a difference."""
 
+import math
 import zlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from perwatt.lab import figures, statistics
-from perwatt.lab.record import Estimate, Record, Row
+from perwatt.lab import energy, figures, statistics
+from perwatt.lab.record import Estimate, MeterFacts, Record, Row
 
 # What makes a machine another one, even under the same host id.
 _DECISIVE_FACTS = ("cpu", "vector unit", "cores", "logical cpus", "cpu quota", "memory limit", "gpu")
@@ -39,6 +41,22 @@ class RowComparison:
     ratio: Estimate | None
     verdict: statistics.Verdict | Literal["not comparable"]
     note: str | None
+    energy: "EnergyComparison | None" = None
+
+
+@dataclass(frozen=True)
+class EnergyComparison:
+    """Images per joule of one row in two Records, and the second's over the first's.
+
+    Figures of unlike scope are never set against each other: `ratio` is None then, and `note` names both.
+    """
+
+    first: Estimate
+    second: Estimate
+    scope: str | None
+    ratio: Estimate | None
+    verdict: Literal["more", "less", "no difference seen", "not comparable"]
+    note: str | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +80,8 @@ def compare(first: Record, second: Record) -> Comparison:
         first.machine.get(fact) == second.machine.get(fact) for fact in _DECISIVE_FACTS
     )
     ours, theirs = _rows(first), _rows(second)
-    bias = max(_bias(first), _bias(second))
+    bias = max(_bias(each.noise.ratio) if each.noise else 0.0 for each in (first, second))
+    energy_bias = max(_bias(each.noise.energy_ratio) if each.noise else 0.0 for each in (first, second))
     networks = {each.name: each.sha256 for each in first.networks}
     other_networks = {each.name: each.sha256 for each in second.networks}
     rows = []
@@ -72,7 +91,9 @@ def compare(first: Record, second: Record) -> Comparison:
         obstacle = None if same else "the machines are unlike"
         if networks.get(name[0]) != other_networks.get(name[0]):
             obstacle = "the network files differ"
-        rows.append(_row(ours[name], theirs[name], obstacle, bias))
+        compared = _row(ours[name], theirs[name], obstacle, bias)
+        energy = _energy(ours[name], theirs[name], compared.note, _meters(first), _meters(second), energy_bias)
+        rows.append(replace(compared, energy=energy))
     return Comparison(
         same_machine=same,
         differences=tuple(_differences(first, second)),
@@ -83,14 +104,70 @@ def compare(first: Record, second: Record) -> Comparison:
 
 
 def _rows(record: Record) -> dict[RowName, Row]:
-    return {(row.network, row.batch, row.precision, row.engine, row.device): row for row in record.rows}
+    """Return the rows by name; where one name was measured with several numbers of threads, they stand in the name."""
+    counts = Counter((row.network, row.batch, row.precision, row.engine, row.device) for row in record.rows)
+    found: dict[RowName, Row] = {}
+    for row in record.rows:
+        name = (row.network, row.batch, row.precision, row.engine, row.device)
+        engine = row.engine if counts[name] == 1 or row.engine == "null" else f"{row.engine} x{row.threads}"
+        found[row.network, row.batch, row.precision, engine, row.device] = row
+    return found
 
 
-def _bias(record: Record) -> float:
-    if record.noise is None or record.noise.ratio is None:
+def _bias(ratio: Estimate | None) -> float:
+    if ratio is None:
         return 0.0
-    ratio = record.noise.ratio
     return statistics.unexplained(statistics.Interval(ratio.value, ratio.low, ratio.high))
+
+
+def _meters(record: Record) -> dict[str, MeterFacts]:
+    return {facts.name: facts for facts in record.energy.meters} if record.energy is not None else {}
+
+
+def _energy(
+    first: Row,
+    second: Row,
+    obstacle: str | None,
+    meters: dict[str, MeterFacts],
+    other_meters: dict[str, MeterFacts],
+    bias: float,
+) -> EnergyComparison | None:
+    """Return how the energy of two rows compares; None where one of them has none."""
+    ours, theirs = first.figures.energy, second.figures.energy
+    if ours is None or theirs is None or ours.images_per_joule is None or theirs.images_per_joule is None:
+        return None
+    if first.status != "ok" or second.status != "ok":
+        return None
+    ratio = None
+    if ours.scope != theirs.scope:
+        obstacle = f"unlike scopes: {ours.meter} counts {ours.scope}, {theirs.meter} counts {theirs.scope}"
+    else:
+        ratio = statistics.unpaired_ratio(
+            list(energy.joules_by_round(second, theirs.meter or "").values()),
+            list(energy.joules_by_round(first, ours.meter or "").values()),
+            zlib.crc32(f"{first.network}/{first.engine}/{first.batch}/{first.precision}/energy".encode()),
+        )
+    if ratio is not None and (ours.meter != theirs.meter or obstacle is not None):
+        # One meter errs alike both times; two do not.
+        gain = math.hypot(
+            *(
+                math.log1p(facts.gain)
+                for facts in (meters.get(ours.meter or ""), other_meters.get(theirs.meter or ""))
+                if facts is not None
+            )
+        )
+        ratio = statistics.widened(ratio, gain)
+    verdict: Literal["more", "less", "no difference seen", "not comparable"] = "not comparable"
+    if ratio is not None and obstacle is None:
+        verdict = energy.VERDICTS[statistics.verdict(ratio, bias)]
+    return EnergyComparison(
+        first=ours.images_per_joule,
+        second=theirs.images_per_joule,
+        scope=ours.scope if ours.scope == theirs.scope else None,
+        ratio=None if ratio is None else figures.estimate(ratio),
+        verdict=verdict,
+        note=obstacle,
+    )
 
 
 def _row(first: Row, second: Row, obstacle: str | None, bias: float) -> RowComparison:
@@ -139,6 +216,8 @@ def _settings(record: Record) -> dict[str, str]:
     for network in record.networks:
         found[f"{network.name}: sha256"] = network.sha256
         found |= {f"{network.name}: {name}": value for name, value in network.preprocessing.items()}
+    for meter in record.energy.meters if record.energy is not None else ():
+        found[f"meter {meter.name}"] = f"{meter.scope}; {meter.uncertainty}"
     # One line per engine where its rows agree, which they nearly always do.
     for row in record.rows:
         facts = {"version": row.version, "threads": str(row.threads), **row.options}

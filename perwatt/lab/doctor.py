@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from perwatt.lab.engines import ENGINES, EngineEntry
+from perwatt.lab.meters import HOW_TO_GET_ONE, discover
+from perwatt.lab.meters.meter import Found, Host
 from perwatt.lab.terminal import NULL_ENGINE
 from perwatt.machine import Machine
 
@@ -35,11 +36,11 @@ class Finding:
     remedy: str | None
 
 
-def examine(machine: Machine, root: Path = Path("/")) -> tuple[Finding, ...]:
-    """Return every engine, meter and helper with its state; `root` is where `/sys` is looked for."""
+def examine(machine: Machine, host: Host | None = None) -> tuple[Finding, ...]:
+    """Return every engine, meter and helper with its state; meters are looked for on `host`."""
     engines = tuple(_engine(engine, machine) for engine in ENGINES if engine.name != NULL_ENGINE)
     helpers = tuple(_package(name, purpose) for name, purpose in _HELPFUL)
-    return (*engines, *_meters(machine, root), *helpers)
+    return (*engines, *_meters(machine, host or Host()), *helpers)
 
 
 def _installed(distributions: Iterable[str]) -> list[str] | None:
@@ -75,53 +76,22 @@ def _package(name: str, purpose: str) -> Finding:
     )
 
 
-def _meters(machine: Machine, root: Path) -> tuple[Finding, ...]:
-    """Return what this machine shows of its power; perwatt reads none of it yet, so none is usable."""
-    return (_processor_meter(machine, root), _gpu_meter(machine), _board_meter(root))
-
-
-def _processor_meter(machine: Machine, root: Path) -> Finding:
-    zones = sorted((root / "sys/class/powercap").glob("*:*/energy_uj"))
-    packages = [path for path in zones if _name(path.parent).startswith("package")]
-    if not packages:
-        virtual = " (a virtual machine seldom passes them on)" if machine.virtual else ""
-        text = f"no energy counters below /sys/class/powercap{virtual}"
-        return Finding("meter", "processor", False, text, None)
-    try:
-        packages[0].read_text()
-    except OSError as error:
-        text = f"{len(packages)} package counters, not readable: {error.strerror}"
-        return Finding("meter", "processor", False, text, f"sudo chmod a+r {' '.join(map(str, packages))}")
-    return Finding("meter", "processor", False, f"{len(packages)} package counters, readable; not used yet", None)
-
-
-def _gpu_meter(machine: Machine) -> Finding:
-    if machine.gpu is None:
-        return Finding("meter", "gpu", False, "no NVIDIA GPU was found", None)
-    found = _installed(["nvidia-ml-py"])
-    if found is None:
-        return Finding("meter", "gpu", False, "its library is not installed; not used yet", _BENCH)
-    return Finding("meter", "gpu", False, f"{found[0]}; not used yet", None)
-
-
-def _board_meter(root: Path) -> Finding:
-    patterns = (
-        "sys/class/hwmon/*/power*_input",
-        "sys/class/hwmon/*/power*_average",
-        "sys/class/power_supply/*/power_now",
-    )
-    found = [path for pattern in patterns for path in root.glob(pattern)]
+def _meters(machine: Machine, host: Host) -> tuple[Finding, ...]:
+    """Return every meter with its scope, or with the command that opens it; one finding where there is none."""
+    found = discover(host)
     if not found:
-        return Finding("meter", "board", False, "no power sensors below /sys/class/hwmon, no battery", None)
-    names = ", ".join(sorted({_name(path.parent) or path.parent.name for path in found}))
-    return Finding("meter", "board", False, f"power sensors of {names}; not used yet", None)
+        virtual = " (a virtual machine seldom passes them on)" if machine.virtual else ""
+        text = f"no counter below /sys/class/powercap, no GPU, no sensor below /sys/class/hwmon, no battery{virtual}"
+        return (Finding("meter", "none", False, text, HOW_TO_GET_ONE),)
+    return tuple(_meter(each) for each in found)
 
 
-def _name(folder: Path) -> str:
-    try:
-        return (folder / "name").read_text().strip()
-    except OSError:
-        return ""
+def _meter(found: Found) -> Finding:
+    meter = found.meter
+    if found.open is None:
+        return Finding("meter", meter.name, False, f"{meter.scope}; closed: {found.reason}", found.remedy)
+    overlaps = f"; overlaps {', '.join(found.overlaps)}" if found.overlaps else ""
+    return Finding("meter", meter.name, True, meter.scope + (f"; {meter.note}" if meter.note else "") + overlaps, None)
 
 
 def show_findings(machine: Machine, findings: Sequence[Finding], to: Console) -> None:

@@ -9,36 +9,67 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from perwatt.lab import statistics, truth
-from perwatt.lab.record import NO_FIGURES, Block, Estimate, Figures, Noise, Percentile, Record, Reference, Row
+from perwatt.lab import energy, statistics, truth
+from perwatt.lab.record import (
+    LATER_FIELDS,
+    NO_FIGURES,
+    Block,
+    Estimate,
+    Figures,
+    Noise,
+    Percentile,
+    Record,
+    Reference,
+    Row,
+)
 
 MOST_DRIFT = 0.05
 MOST_CLOCK_CHANGE = 0.1
 Case = tuple[str, int]
-Peers = tuple[str, int, str, str]
+Peers = tuple[str, int, str, str, int]
 Value = TypeVar("Value")
 
 
 def complete(record: Record) -> Record:
     """Return the Record with every derived field computed anew: statuses, figures, noise, harness cost, digest."""
     references = references_by_case(record.references)
-    bases = {(row.network, row.engine, row.batch, row.precision): row for row in record.rows}
     noise = None
     if record.noise is not None:
-        base = bases.get((record.noise.network, record.noise.engine, record.noise.batch, record.noise.precision))
+        base = next((row for row in record.rows if _is_pair(record.noise, row)), None)
         noise = _with_ratio(record.noise, base, record.seed)
+        noise = energy.with_energy_ratio(noise, base, record.energy, record.seed)
     judged = tuple(with_judgement(row, references.get((row.network, row.batch), {})) for row in record.rows)
     rows = with_figures(judged, references, noise, record.profile.half_width, record.seed)
+    rows = energy.with_energy(rows, record.energy, noise, record.seed)
     changed = record.model_copy(update={"rows": rows, "noise": noise, "harness_cost_s": harness_cost_s(rows)})
     return changed.model_copy(update={"digest": digest(changed)})
 
 
 def digest(record: Record) -> str:
-    """Return the SHA-256 of all fields but the digest itself, as canonical JSON (sorted keys, no spaces)."""
-    content = record.model_dump(mode="json", exclude={"digest"})
+    """Return the SHA-256 of all fields but the digest itself, as canonical JSON (sorted keys, no spaces).
+
+    Fields that version 1 did not have are left out where a Record does not have them.
+    """
+    content = _without_absent(record.model_dump(mode="json", exclude={"digest"}))
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _without_absent(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: _without_absent(inner)
+            for name, inner in value.items()
+            if not (name in LATER_FIELDS and inner in (None, []))
+        }
+    return [_without_absent(each) for each in value] if isinstance(value, list) else value
+
+
+def _is_pair(noise: Noise, row: Row) -> bool:
+    return (row.network, row.engine, row.batch, row.precision) == (
+        noise.network, noise.engine, noise.batch, noise.precision,
+    ) and noise.threads in (None, row.threads)  # fmt: skip
 
 
 def references_by_case(references: Sequence[Reference]) -> dict[Case, dict[int, Reference]]:
@@ -105,14 +136,14 @@ def with_figures(
     peers: dict[Peers, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         if row.status == "ok" and row.engine != "null" and speeds[index]:
-            peers[row.network, row.batch, row.precision, row.device].append(index)
+            peers[_peers(row)].append(index)
     bias = statistics.unexplained(_interval(noise.ratio)) if noise is not None and noise.ratio is not None else 0.0
     changed = []
     for index, row in enumerate(rows):
         if not is_judged(row):
             changed.append(row.model_copy(update={"figures": NO_FIGURES}))
             continue
-        others = [each for each in peers.get((row.network, row.batch, row.precision, row.device), ()) if each != index]
+        others = [each for each in peers.get(_peers(row), ()) if each != index]
         best = max(others, key=lambda each: _value(own[each]), default=None) if row.status == "ok" else None
         ratio, side_by_side = None, True
         if best is not None and row.engine != "null":
@@ -137,6 +168,11 @@ def with_figures(
             )
         changed.append(row.model_copy(update={"figures": figures}))
     return tuple(changed)
+
+
+def _peers(row: Row) -> Peers:
+    """Return what rows share that are compared with each other."""
+    return (row.network, row.batch, row.precision, row.device, row.threads)
 
 
 def widest_half_width(rows: Sequence[Row]) -> float | None:

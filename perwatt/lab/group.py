@@ -1,6 +1,7 @@
 """Measure one network at one batch size: all engines and precisions alive at once, taking turns in short blocks."""
 
 import random
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -8,12 +9,16 @@ import numpy as np
 from perwatt.errors import EngineCrashed, EngineError
 from perwatt.lab import conditions, figures, schedule, truth
 from perwatt.lab.lane import NULL, NULL_BLOCK_S, OWN, EngineProcess, Group, Lane, Session, judge, references_of, row_of
+from perwatt.lab.metering import IDLE_WINDOWS, When
 from perwatt.lab.process import BlockRequest
 from perwatt.lab.record import Block
 from perwatt.lab.subject import Case
 
 MOST_RUNS = 2000  # in one block; their durations are all kept
+METERED_RUNS = 20_000  # of a block that has to last long enough for a meter
 NULL_RUNS = 1000
+METERED_SHARE = 0.6  # of a group's time, which the fewest rounds of lengthened blocks may take
+SETTLING_S = 5.0  # at most, until a slow meter has told the energy of the last blocks
 WARM_SHARE = 0.25  # a run shorter than this share of a block is made once untimed before it: that fills the caches
 SLOW_LANE = 4.0  # a lane whose block takes this many times the median's takes part in every fourth pair of rounds only
 PATIENCE = 0.2  # of the time that loading may take at the longest, an engine may plan to use
@@ -100,7 +105,7 @@ def _start(group: Group, waiting: list[Lane], anchor: Lane | None, session: Sess
             peak_bytes = max(peak_bytes, _peak(lane))
             if group.twins and _may_have_twin(lane, group):
                 group.twins = False
-                twin = Lane(lane.engine, lane.precision, lane.device, twin=True)
+                twin = Lane(lane.engine, lane.precision, lane.device, lane.threads, twin=True)
                 group.lanes.append(twin)
                 if _start_one(group, twin, session):
                     alive.append(twin)
@@ -116,7 +121,7 @@ def _may_have_twin(lane: Lane, group: Group) -> bool:
 def _start_one(group: Group, lane: Lane, session: Session) -> bool:
     assert group.case is not None
     patience_s = PATIENCE * session.profile.load_limit_s
-    job = group.case.job(lane.precision, session.threads, lane.device, patience_s)
+    job = group.case.job(lane.precision, lane.threads, lane.device, patience_s)
     limit_s = max(1.0, min(session.profile.load_limit_s, session.left_s()))
     try:
         lane.worker = session.make_worker(lane.engine, job, group.case.inputs_path)
@@ -145,55 +150,96 @@ def _peak(lane: Lane) -> int:
 
 def _take_turns(group: Group, alive: list[Lane], session: Session, deadline: float) -> None:
     """Let the lanes take turns until precise enough or out of time."""
-    first_round, profile = group.rounds, session.profile
-    seed = _seed(session.seed, group, first_round)
+    seed = _seed(session.seed, group, group.rounds)
+    length_s = _block_length_s(group, alive, session, deadline)
+    window_s = session.metering.idle_s(length_s, deadline - session.clock())
+    _read_idle(group, alive, session, "before", window_s)
+    try:
+        _rounds(group, alive, session, deadline - IDLE_WINDOWS * window_s, seed, length_s)
+    finally:
+        session.metering.settle(SETTLING_S)
+    _read_idle(group, alive, session, "after", window_s)
+
+
+def _block_length_s(group: Group, alive: list[Lane], session: Session, deadline: float) -> float:
+    """Return how long blocks last: the profile's length, or longer for a slow meter where there is time for it."""
+    lanes = sum(lane.engine != NULL for lane in alive if lane.worker is not None)
+    most_s = METERED_SHARE * (deadline - session.clock()) / max(1, lanes * session.profile.minimum_rounds)
+    length_s = session.metering.block_s(session.profile.block_s, most_s)
+    note = session.metering.lengthened(session.profile.block_s, length_s)
+    if note is not None:
+        session.notes.append(f"{group.name}: {note}")
+    return length_s
+
+
+def _read_idle(group: Group, alive: list[Lane], session: Session, when: When, window_s: float) -> None:
+    """Read the meters while every engine is loaded and none works."""
+    workers = [lane.worker for lane in alive if lane.worker is not None]
+    if not session.metering.is_on or not workers:
+        return
+    session.report(f"{group.name}: power at rest, {when} the blocks")
+    rest = conditions.wait_for_rest([_processor_seconds(worker) for worker in workers])
+    session.metering.rest(group.subject.facts.name, group.batch, when, rest.rested, window_s)
+
+
+def _rounds(group: Group, alive: list[Lane], session: Session, deadline: float, seed: int, length_s: float) -> None:
+    profile = session.profile
     for index, order in enumerate(schedule.rounds(range(len(alive)), seed)):
         running = [lane for lane in alive if lane.worker is not None]
         if not running or (index >= profile.minimum_rounds and all(lane.engine == NULL for lane in running)):
             return
-        expected_s = sum(lane.block_s(profile) for lane in running)
+        expected_s = sum(lane.block_s(length_s) for lane in running)
         if index and session.clock() + expected_s > deadline:
             return
         if index % 2 == 0 and index >= profile.minimum_rounds and _is_precise(group, alive, session):
             return
-        middle_s = float(np.median([lane.block_s(profile) for lane in running]))
+        middle_s = float(np.median([lane.block_s(length_s) for lane in running]))
         round_index, group.rounds = group.rounds, group.rounds + 1
         for place in order:
             lane = alive[place]
-            if lane.worker is None or (lane.block_s(profile) > SLOW_LANE * middle_s and index % 8 > 1):
+            if lane.worker is None or (lane.block_s(length_s) > SLOW_LANE * middle_s and index % 8 > 1):
                 continue
-            if session.left_s() < (lane.block_s(profile) if index else 0.0):
+            if session.left_s() < (lane.block_s(length_s) if index else 0.0):
                 return
             session.report(f"{group.name}: round {index + 1}, {lane.engine} {lane.precision}")
-            _one_block(group, lane, alive, round_index, session)
+            _one_block(group, lane, alive, round_index, session, length_s)
 
 
-def _one_block(group: Group, lane: Lane, alive: list[Lane], round_index: int, session: Session) -> None:
+def _one_block(
+    group: Group, lane: Lane, alive: list[Lane], round_index: int, session: Session, length_s: float
+) -> None:
     """Wait until the others rest, then measure one block of the lane and judge what it kept."""
     assert lane.worker is not None
     assert group.case is not None
-    profile = session.profile
+    metering = session.metering
+    is_metered = metering.is_on and lane.engine != NULL
     others = [other.worker for other in alive if other is not lane and other.worker is not None]
     rest = conditions.wait_for_rest([_processor_seconds(worker) for worker in others])
     seen = conditions.now()
     generator = random.Random(_seed(session.seed, group, round_index) ^ _seed_of_lane(lane))
-    seconds = NULL_BLOCK_S if lane.engine == NULL else profile.block_s
+    seconds = NULL_BLOCK_S if lane.engine == NULL else length_s
+    most_runs = METERED_RUNS if is_metered else MOST_RUNS
     keep: tuple[int, ...] = ()
     if lane.engine != NULL and not lane.twin and truth.is_sampled(len(lane.blocks), generator):
-        keep = truth.sampled_runs(int(0.8 * min(MOST_RUNS, seconds / max(lane.run_s, 1e-6))), generator)
+        keep = truth.sampled_runs(int(0.8 * min(most_runs, seconds / max(lane.run_s, 1e-6))), generator)
     request = BlockRequest(
         seconds=seconds,
         minimum_runs=1,
-        maximum_runs=NULL_RUNS if lane.engine == NULL else MOST_RUNS,
+        maximum_runs=NULL_RUNS if lane.engine == NULL else most_runs,
         first_input=round_index % group.case.inputs,
         keep=keep,
         warmup_runs=1 if lane.run_s < WARM_SHARE * seconds else 0,
     )
+    if is_metered:
+        time.sleep(metering.offset_s(generator, length_s))
+        metering.mark()
     try:
         result = lane.worker.block(request)
     except EngineError as error:
         lane.fail(error)
         return
+    if is_metered:
+        metering.mark()
     lane.run_s = float(np.median(result.durations_ns)) * 1e-9
     block = Block(
         sequence=session.blocks,
@@ -210,6 +256,8 @@ def _one_block(group: Group, lane: Lane, alive: list[Lane], round_index: int, se
     )
     session.blocks += 1
     lane.blocks.append(block)
+    if is_metered:
+        metering.owe(lane.blocks, result.start_ns, result.end_ns)
     for run in sorted(result.outputs):
         judge(group, lane, block.sequence, run, result.inputs[run], result.outputs[run], generator)
 
@@ -225,7 +273,7 @@ def _processor_seconds(worker: EngineProcess) -> Callable[[], float]:
 
 
 def _is_precise(group: Group, alive: list[Lane], session: Session) -> bool:
-    rows = [row_of(group, lane, session.threads) for lane in alive if lane.blocks and not lane.twin]
+    rows = [row_of(group, lane) for lane in alive if lane.blocks and not lane.twin]
     found = references_of(group)
     kept = figures.references_by_case(found)
     judged = [figures.with_judgement(row, kept.get((row.network, row.batch), {})) for row in rows]

@@ -17,6 +17,7 @@ import numpy as np
 from perwatt.errors import EngineCrashed, EngineError, EngineMissing, EngineRefused, EngineTimeout
 from perwatt.lab import conditions, truth
 from perwatt.lab.engine import Device, Job, Precision
+from perwatt.lab.metering import Metering
 from perwatt.lab.process import BlockRequest, BlockResult, Started
 from perwatt.lab.record import NO_FIGURES, Array, Block, Profile, Reference, Row, Sample, Status, pack, unpack
 from perwatt.lab.subject import Case, Subject
@@ -56,6 +57,7 @@ class Lane:
     engine: str
     precision: Precision
     device: Device
+    threads: int
     twin: bool = False
     worker: EngineProcess | None = None
     started: Started | None = None
@@ -79,15 +81,18 @@ class Lane:
             self.worker.close()
             self.worker = None
 
-    def block_s(self, profile: Profile) -> float:
-        """Return about how long the lane's next block takes."""
+    def block_s(self, length_s: float) -> float:
+        """Return about how long the lane's next block takes, where blocks are to last `length_s`."""
         wait_s = self.blocks[-1].wait_s if self.blocks else conditions.POLL_S
-        return max(NULL_BLOCK_S if self.engine == NULL else profile.block_s, self.run_s) + wait_s
+        return max(NULL_BLOCK_S if self.engine == NULL else length_s, self.run_s) + wait_s
 
 
 @dataclass
 class Session:
-    """What the groups of one run of the lab share: its settings, its clock and its count of blocks."""
+    """What the groups of one run of the lab share: its settings, its clock, its meters and its count of blocks.
+
+    `threads` is the most that any lane has; references and guesses of time use it.
+    """
 
     profile: Profile
     seed: int
@@ -95,6 +100,7 @@ class Session:
     make_worker: MakeWorker
     report: Callable[[str], None]
     deadline: float
+    metering: Metering
     zero_ns: int = field(default_factory=time.perf_counter_ns)
     clock: Callable[[], float] = time.monotonic
     blocks: int = 0
@@ -165,7 +171,7 @@ def judge(
     )
 
 
-def row_of(group: Group, lane: Lane, threads: int) -> Row:
+def row_of(group: Group, lane: Lane) -> Row:
     """Return the lane as a row of the Record, its outputs not yet judged and its figures not yet computed.
 
     A lane to which nothing happened is ok with a block and was skipped without one.
@@ -182,7 +188,7 @@ def row_of(group: Group, lane: Lane, threads: int) -> Row:
         device=lane.device,
         status=status,
         reason=reason,
-        threads=threads,
+        threads=lane.threads,
         version=started.loaded.version if started else None,
         precision_reported=started.loaded.precision if started else None,
         options=dict(started.loaded.options) if started else {},

@@ -16,9 +16,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from perwatt.lab.notation import half_width, number_text
+from perwatt.lab import energy_table
+from perwatt.lab.best import frontier
+from perwatt.lab.energy_table import metered
+from perwatt.lab.notation import estimate_text, half_width, number_text
 from perwatt.lab.published import REPLICATION, published
-from perwatt.lab.record import Record, Row
+from perwatt.lab.record import Estimate, Record, Row
 from perwatt.lab.terminal import shown
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; an engine keeps its own in every picture.
@@ -56,15 +59,13 @@ _STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
+_FRONTIER: dict[str, Any] = {"color": _INK, "linewidth": 0.8, "linestyle": "--", "alpha": 0.7, "zorder": 0}
 PANEL_WIDTH_INCHES = 4.6
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What bars can show: its axis label, and how to take (value, half width or None) from a row; None: not measured.
-
-    A metered Record adds a second line to MEASURES (images/s/W); nothing else here changes.
-    """
+    """What bars can show: its axis label, and how to take (value, half width or None) from a row; None: no figure."""
 
     label: str
     take: Callable[[Row], tuple[float, float | None] | None]
@@ -75,7 +76,22 @@ def _images_per_s(row: Row) -> tuple[float, float | None] | None:
     return None if estimate is None else (estimate.value, half_width(estimate))
 
 
-MEASURES = (Measure("images/s", _images_per_s),)
+def _images_per_joule(meter: str) -> Callable[[Row], tuple[float, float | None] | None]:
+    def take(row: Row) -> tuple[float, float | None] | None:
+        found = metered(row)
+        if found is None or found.meter != meter or found.images_per_joule is None:
+            return None
+        return found.images_per_joule.value, half_width(found.images_per_joule)
+
+    return take
+
+
+def measures(record: Record) -> tuple[Measure, ...]:
+    """Return what the bars of a Record show: images/s, and images/s/W in panels of their own for each scope."""
+    per_watt = (
+        Measure(f"images/s/W ({scope})", _images_per_joule(meter)) for scope, meter in energy_table.scopes(record)
+    )
+    return (Measure("images/s", _images_per_s), *per_watt)
 
 
 def good(record: Record) -> tuple[Row, ...]:
@@ -102,14 +118,15 @@ def bars(record: Record) -> Figure | None:
     rows = good(record)
     networks = list(dict.fromkeys(row.network for row in rows))
     batches = sorted({row.batch for row in rows})
-    measures = [measure for measure in MEASURES if any(measure.take(row) for row in rows)]
-    if not measures:
+    shown_measures = [measure for measure in measures(record) if any(measure.take(row) for row in rows)]
+    if not shown_measures:
         return None
     with rc_context(_STYLE):
-        lines = len(networks) * len(measures)
+        lines = len(networks) * len(shown_measures)
         figure, panels = _grid(lines, len(batches), 2.35)
         colours = engine_colours(record)
-        for line, (network, measure) in enumerate((network, measure) for network in networks for measure in measures):
+        each = ((network, measure) for network in networks for measure in shown_measures)
+        for line, (network, measure) in enumerate(each):
             for column, batch in enumerate(batches):
                 members = [row for row in rows if (row.network, row.batch) == (network, batch)]
                 _bars_panel(panels[line][column], members, measure, colours)
@@ -140,7 +157,7 @@ def _bars_panel(axes: Axes, rows: Sequence[Row], measure: Measure, colours: dict
             axes.text(
                 position,
                 value + (half or 0) + 0.02 * tallest,
-                number_text(value),
+                _carried(value, half),
                 ha="center",
                 va="bottom",
                 fontsize=7.5,
@@ -155,6 +172,13 @@ def _bars_panel(axes: Axes, rows: Sequence[Row], measure: Measure, colours: dict
     axes.set_xlim(-0.8, max(position - 0.8 - 0.2, 4.2))
     axes.set_ylim(0, 1.14 * tallest)
     axes.set_ylabel(measure.label)
+
+
+def _carried(value: float, half: float | None) -> str:
+    """Return the value with the digits that its interval carries."""
+    if half is None:
+        return number_text(value)
+    return estimate_text(Estimate(value=value, low=value - half, high=value + half)).partition(" ±")[0]
 
 
 def latency_against_throughput(record: Record) -> Figure | None:
@@ -175,8 +199,12 @@ def latency_against_throughput(record: Record) -> Figure | None:
         for axes in cells[len(networks) :]:
             axes.set_axis_off()
         for axes, network in zip(cells, networks, strict=False):
-            for row in (row for row in rows if row.network == network):
+            members = [row for row in rows if row.network == network]
+            for row in members:
                 _point(axes, row, colours[row.engine])
+            if record.limits is not None:
+                kept = sorted((1000 * (row.figures.latency_p50_s or 0.0), _value(row)) for row in frontier(members))
+                axes.plot(*zip(*kept, strict=True), **_FRONTIER)
             axes.set_xscale("log")
             axes.margins(0.14)
             axes.set_ylim(0)
@@ -185,8 +213,76 @@ def latency_against_throughput(record: Record) -> Figure | None:
             axes.set_xlabel("median latency of a batch, ms")
             axes.set_ylabel("images/s")
         used = {name: colour for name, colour in colours.items() if any(row.engine == name for row in rows)}
-        _legend(figure, used, extra=_marks(rows))
+        line = [("frontier", _FRONTIER)] if record.limits is not None else []
+        _legend(figure, used, extra=[*_marks(rows), *line])
         return _laid_out(figure)
+
+
+def frontier_of_settings(record: Record) -> Figure | None:
+    """Return a panel per network and scope: images/s/W against images/s, the settings that none beats joined by a line.
+
+    None without energy: then latency against throughput shows the choice.
+    """
+    rows = [row for row in good(record) if metered(row) is not None]
+    panels_of = [
+        (network, scope, members)
+        for network in dict.fromkeys(row.network for row in rows)
+        for scope, meter in energy_table.scopes(record)
+        if (members := [row for row in rows if row.network == network and _meter(row) == meter])
+    ]
+    if not panels_of:
+        return None
+    with rc_context(_STYLE):
+        columns = 2 if len(panels_of) > 1 else 1
+        figure, panels = _grid(-(-len(panels_of) // columns), columns, 3.0)
+        colours = engine_colours(record)
+        cells = [axes for line in panels for axes in line]
+        for axes in cells[len(panels_of) :]:
+            axes.set_axis_off()
+        for axes, (network, scope, members) in zip(cells, panels_of, strict=False):
+            for row in members:
+                found = metered(row)
+                if found is not None:
+                    _mark(axes, row, row.figures.images_per_s, found.images_per_joule, colours[row.engine])
+            kept = sorted((_speed_and_joule(row) for row in frontier(members)), key=lambda point: point[0])
+            axes.plot(*zip(*kept, strict=True), **_FRONTIER)
+            axes.set_xlim(0)
+            axes.set_ylim(0)
+            axes.set_title(f"{network}, {scope}", loc="left", fontweight="bold", fontsize=10)
+            axes.set_xlabel("images/s")
+            axes.set_ylabel("images/s/W")
+        used = {name: colour for name, colour in colours.items() if any(row.engine == name for row in rows)}
+        _legend(figure, used, extra=[*_marks(rows), ("frontier", _FRONTIER)])
+        return _laid_out(figure)
+
+
+def _meter(row: Row) -> str | None:
+    found = metered(row)
+    return None if found is None else found.meter
+
+
+def _speed_and_joule(row: Row) -> tuple[float, float]:
+    found = metered(row)
+    per_joule = found.images_per_joule if found is not None else None
+    return _value(row), 0.0 if per_joule is None else per_joule.value
+
+
+def _mark(axes: Axes, row: Row, across: Estimate | None, up: Estimate | None, colour: str) -> None:
+    if across is None or up is None:
+        return
+    axes.errorbar(
+        across.value,
+        up.value,
+        xerr=half_width(across),
+        yerr=half_width(up),
+        marker="o" if row.batch == 1 else "s",
+        markersize=7,
+        color=colour,
+        markerfacecolor=colour if row.precision == "fp32" else "none",
+        markeredgewidth=1.6,
+        linewidth=1,
+        capsize=2.5,
+    )
 
 
 def _point(axes: Axes, row: Row, colour: str) -> None:
@@ -318,7 +414,7 @@ def _laid_out(figure: Figure) -> Figure:
 
 def _legend(figure: Figure, colours: dict[str, str], extra: Sequence[tuple[str, dict[str, Any]]] = ()) -> None:
     marks: list[Any] = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
-    marks += [Line2D([], [], color=_INK, linestyle="none", label=name, **style) for name, style in extra]
+    marks += [Line2D([], [], label=name, **{"color": _INK, "linestyle": "none", **style}) for name, style in extra]
     columns = min(len(marks), int(figure.get_figwidth() / 1.15))
     figure.legend(handles=marks, loc="outside lower left", ncols=columns, handlelength=1.2, fontsize=9)
 

@@ -7,6 +7,9 @@ Format history
   1  first version: blocks say whether the other engines had come to rest; samples carry every image's error and class,
      and the whole output of some images; the twin of the A/A pair is in `noise`; figures carry tolerance and verdict;
      the status `skipped` and the Record's `notes`
+  2  energy: the Record's `energy` (meters, idle power, or why there is none), a block's `energy`, a row's
+     `figures.energy`, the A/A pair's `energy_ratio` and `energy_floor`; `limits` of a choice; `threads` tells rows
+     apart. Version 1 is read as a Record without these; the digest leaves out what a Record does not have.
 """
 
 import base64
@@ -21,7 +24,9 @@ from pydantic import BaseModel, ConfigDict
 from perwatt.errors import RecordError
 from perwatt.lab.statistics import Verdict
 
-SCHEMA_VERSION = 1
+READABLE_VERSIONS = (1, 2)
+# What version 1 did not have; left out of the digest where it is absent, so that one rule holds for both versions.
+LATER_FIELDS = frozenset({"energy", "energy_ratio", "energy_floor", "limits", "threads"})
 Status = Literal["ok", "invalid", "missing", "refused", "crashed", "timeout", "skipped", "interrupted"]
 
 
@@ -44,6 +49,72 @@ class Array(_Part):
     data: str
 
 
+class Reading(_Part):
+    """What one meter said of one stretch of time: the joules it counted from `start_s` to `end_s`, or why none.
+
+    Times are monotonic seconds since the Record's start. `half_width_j` is half the 95 % interval of what may be wrong
+    with this reading alone (quantum, update period, sampled fraction), `gain` of what is wrong with all readings of the
+    meter in the same way, relative. `joules` and `reason`: exactly one of them is None. `notes`: what went less well.
+    """
+
+    meter: str
+    start_s: float
+    end_s: float
+    joules: float | None
+    half_width_j: float | None
+    gain: float | None
+    reason: str | None
+    notes: tuple[str, ...] = ()
+
+
+class IdleReading(_Part):
+    """Readings of one stretch without work: the engines of this network and batch loaded, resting or not."""
+
+    network: str
+    batch: int
+    when: Literal["before", "after"]
+    rested: bool
+    readings: tuple[Reading, ...]
+
+
+class MeterFacts(_Part):
+    """A meter that was read: what its watts cover, how finely and how often it tells, and how wrong it may be.
+
+    Fields are those of `meters.meter.Meter`. `devices` are those whose rows it may judge, which follow from `scope`;
+    `overlaps` names other meters that count some of the same joules, `leaves_out` what its scope does not hold.
+    `gain`: half the 95 % interval of the relative error that all its readings share. `uncertainty`: how sure a reading
+    is, in words.
+    """
+
+    name: str
+    family: str
+    scope: str
+    devices: tuple[Literal["cpu", "cuda"], ...]
+    unit: Literal["J", "W", "none"]
+    quantum: float
+    update_period_s: float
+    averaging_s: float
+    sampled_share: float
+    gain: float
+    overlaps: tuple[str, ...]
+    leaves_out: str
+    note: str
+    uncertainty: str
+
+
+class Energy(_Part):
+    """How energy was measured, or why it was not.
+
+    `asked` is what `--meter` said. Without `meters` there are `reason` and, where one command would help, `remedy`.
+    """
+
+    asked: str
+    meters: tuple[MeterFacts, ...]
+    reason: str | None
+    remedy: str | None
+    idle: tuple[IdleReading, ...]
+
+
 class Block(_Part):
     """One uninterrupted stretch of timed runs of one row. Times are monotonic seconds since the Record's start.
 
@@ -51,7 +122,8 @@ class Block(_Part):
     with the same `round` were measured side by side and are paired. `wait_s` is how long the lab waited for the other
     engines' threads to rest, `rested` whether they did. `warmup_runs` ran before the timed runs, untimed. `elapsed_s`
     is from the first timed run's start to the last one's end: what it has above the sum of `durations_ns` is the
-    harness.
+    harness. `energy` has a Reading of each of the Record's meters, of the inside of the block: an update period from
+    its edges, where a meter mixes the block with the rest around it.
     """
 
     sequence: int
@@ -65,6 +137,7 @@ class Block(_Part):
     load_average: float | None
     clock_mhz: float | None
     temperature_c: float | None
+    energy: tuple[Reading, ...] = ()
 
 
 class Sample(_Part):
@@ -94,6 +167,41 @@ class Percentile(_Part):
     latency_s: float
 
 
+class ScopedWatts(_Part):
+    """Mean power during a row's blocks as another meter saw it: another scope, never added to the row's own."""
+
+    meter: str
+    scope: str
+    power_w: Estimate
+
+
+class EnergyFigures(_Part):
+    """What a row's work took, by the one meter whose scope covers its device; all figures share that scope.
+
+    Intervals join the spread from block to block, the meter's error of single readings and its gain. `power_w` and
+    `joules_per_image` are gross; `images_per_joule` (images/s/W) is the gross one upside down. Above idle: what the
+    engines at rest took in the same time is subtracted; None where load does not stand out of idle. `reason` says why a
+    row has no figures: then all of them are None.
+
+    `best_other` is the most frugal valid other engine on the same meter at the same network, batch, precision and
+    threads; `ratio_to_best` is this row's images/J over that one's, paired by round, so that the meter's gain cancels.
+    """
+
+    meter: str | None
+    scope: str | None
+    power_w: Estimate | None
+    joules_per_image: Estimate | None
+    images_per_joule: Estimate | None
+    idle_w: Estimate | None
+    above_idle_joules_per_image: Estimate | None
+    best_other: str | None
+    ratio_to_best: Estimate | None
+    verdict: Literal["more", "less", "no difference seen"] | None
+    beside: tuple[ScopedWatts, ...]
+    warnings: tuple[str, ...]
+    reason: str | None
+
+
 class Figures(_Part):
     """What is printed of a row; every field follows from the row's blocks and samples, its peers' and the A/A pair's.
 
@@ -101,6 +209,7 @@ class Figures(_Part):
     `best_other`: the fastest valid other engine at the same network, batch and precision; `ratio_to_best` is this row's
     speed over that one's, paired by round, and `verdict` what may be said of it. `drift`: speed of the later half of
     the blocks over that of the earlier half, minus 1. `rounds_wanted`: rounds that the profile's half width would take.
+    `energy` is None in a Record without meters.
     """
 
     images_per_s: Estimate | None
@@ -116,6 +225,7 @@ class Figures(_Part):
     rounds: int
     rounds_wanted: int | None
     warnings: tuple[str, ...]
+    energy: EnergyFigures | None = None
 
 
 NO_FIGURES = Figures(
@@ -215,7 +325,8 @@ class Noise(_Part):
     """The A/A pair of this run: the same engine in two workers; `blocks` are the second worker's.
 
     `ratio` is the second worker's speed over the first's (the row of that name); `floor` is half the width of its
-    interval, relative, None where the rounds carry no interval.
+    interval, relative, None where the rounds carry no interval. `energy_ratio` and `energy_floor` are the same of
+    images/J. `threads` is None in version 1, where all rows had the same number.
     """
 
     network: str
@@ -225,16 +336,26 @@ class Noise(_Part):
     blocks: tuple[Block, ...]
     ratio: Estimate | None
     floor: float | None
+    threads: int | None = None
+    energy_ratio: Estimate | None = None
+    energy_floor: float | None = None
+
+
+class Limits(_Part):
+    """What a setting must keep to be chosen by `--best`: a bound of p99 latency, a least share of like classes."""
+
+    p99_s: float | None
+    top1_agreement: float | None
 
 
 class Record(_Part):
     """One run of the lab, whole or cut short, with everything needed to compute its figures again.
 
     `harness_cost_s` is the wall time per run of the timed loop on the null engine, median of its blocks. `digest` is
-    the SHA-256 of all other fields.
+    the SHA-256 of all other fields. `limits` are those of `--best`, None without it.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     created: str
     perwatt_version: str
     commit: str | None
@@ -254,6 +375,8 @@ class Record(_Part):
     noise: Noise | None
     harness_cost_s: float | None
     digest: str
+    energy: Energy | None = None
+    limits: Limits | None = None
 
 
 def pack(values: np.ndarray) -> Array:

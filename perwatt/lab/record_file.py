@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from perwatt.errors import OutputError, RecordError
-from perwatt.lab.record import SCHEMA_VERSION, Record
+from perwatt.lab.record import READABLE_VERSIONS, Record
 
 COMPRESS_ABOVE_BYTES = 1_000_000
 MOST_BYTES = 1 << 30
@@ -104,9 +104,10 @@ def load(path: Path) -> Record:
         raise RecordError(f"{path}: expected JSON, got: {error}; is it a Record that perwatt wrote?") from error
     if not isinstance(fields, dict) or "schema_version" not in fields:
         raise RecordError(f"{path}: expected a Record with a schema_version, got other JSON; choose a Record file")
-    if fields["schema_version"] != SCHEMA_VERSION:
+    if fields["schema_version"] not in READABLE_VERSIONS:
+        known = " or ".join(map(str, READABLE_VERSIONS))
         raise RecordError(
-            f"{path}: schema_version: expected {SCHEMA_VERSION}, got {fields['schema_version']!r}; "
+            f"{path}: schema_version: expected {known}, got {fields['schema_version']!r}; "
             "read it with the perwatt that wrote it, or measure again"
         )
     try:

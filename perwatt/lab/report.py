@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from perwatt.errors import InputError
+from perwatt.lab.best import best_lines
 from perwatt.lab.notation import (
     ABSENT,
     error_text,
@@ -21,14 +22,17 @@ from perwatt.lab.notation import (
 )
 from perwatt.lab.record import Record, Row
 from perwatt.lab.record_file import write_whole
+from perwatt.lab.report_energy import energy
 from perwatt.lab.report_facts import beside_2015, facts, text_table
-from perwatt.lab.terminal import certainty, grouped, reasons, shown, warnings
+from perwatt.lab.terminal import certainty, engine_name, grouped, reasons, shown, warnings
 
-PICTURES = ("bars", "latency", "then-and-now")
+PICTURES = ("bars", "latency", "frontier", "then-and-now")
 _CAPTIONS = {
     "bars": "Images per second by network, batch, precision and engine; higher is better. Bars of one panel share a "
     "scale that begins at zero; whiskers are 95 % intervals.",
     "latency": "Median latency of one batch against throughput: left is sooner, up is more.",
+    "frontier": "Images per joule against images per second; up and right is better. The dashed line joins the "
+    "settings that no other beats in speed, latency and images/s/W at once. Unlike scopes have panels of their own.",
     "then-and-now": "The published figures of 2015 beside today's fastest engine of each batch and precision, on a "
     "logarithmic axis. Devices, large batches, precisions and software differ: this shows the distance, not a contest.",
 }
@@ -58,7 +62,12 @@ def draw(record: Record) -> dict[str, tuple[str, bytes]]:
         raise InputError(
             f"report: expected matplotlib, which draws the pictures, got: {error}; pip install 'perwatt[bench]'"
         ) from error
-    drawn = (pictures.bars(record), pictures.latency_against_throughput(record), pictures.then_and_now(record))
+    drawn = (
+        pictures.bars(record),
+        pictures.latency_against_throughput(record),
+        pictures.frontier_of_settings(record),
+        pictures.then_and_now(record),
+    )
     return {
         name: (pictures.svg(figure, name), pictures.png(figure))
         for name, figure in zip(PICTURES, drawn, strict=True)
@@ -83,6 +92,8 @@ def page(record: Record, pictures: dict[str, str]) -> str:
             *_more_of_rows(record),
             *_doubts(record),
             *_picture(pictures, "latency", heading="Latency against throughput"),
+            *energy(record, list(_picture(pictures, "frontier"))),
+            *_choice(record),
             *beside_2015(record, list(_picture(pictures, "then-and-now"))),
             *facts(record),
             f"<footer>Made by perwatt {escape(record.perwatt_version)} from the Record with digest <code>"
@@ -162,7 +173,7 @@ def _rows_table(record: Record) -> Iterator[str]:
         for row in rows:
             first = ' class="first"' if last not in (None, (network, batch)) else ""
             last = (network, batch)
-            cells = zip(heads, _cells(row), strict=True)
+            cells = zip(heads, _cells(row, engine_name(record, row)), strict=True)
             marked = (
                 f'<td class="number">{cell}</td>' if head in numbers else f"<td>{cell}</td>" for head, cell in cells
             )
@@ -175,7 +186,7 @@ def _rows_table(record: Record) -> Iterator[str]:
     yield "</tbody></table></div>"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, engine: str) -> tuple[str, ...]:
     figures = row.figures
     fast = estimate_text(figures.images_per_s)
     if row.status != "ok" and figures.images_per_s is not None:  # shown, but struck out: it is no result
@@ -185,7 +196,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         escape(row.network),
         str(row.batch),
         row.precision.upper(),
-        escape(row.engine),
+        escape(engine),
         fast,
         milliseconds_text(figures.latency_p50_s),
         f'<span class="faster">{ratio}</span>' if figures.verdict == "faster" else ratio,
@@ -233,6 +244,12 @@ def _more_of_rows(record: Record) -> Iterator[str]:
         '<p class="soft">A percentile that the number of runs does not carry is not shown. Memory is the worker\'s '
         "largest, its library and the lab's inputs included.</p></details>"
     )
+
+
+def _choice(record: Record) -> Iterator[str]:
+    if record.limits is not None:
+        yield "<h2>The choice</h2>"
+        yield _list(line.plain for line in best_lines(record))
 
 
 def _doubts(record: Record) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from perwatt.lab.notation import ABSENT, count_text, duration_text, number_text
+from perwatt.lab.energy_table import metered
+from perwatt.lab.notation import ABSENT, count_text, duration_text, estimate_text, number_text
 from perwatt.lab.published import published
 from perwatt.lab.record import Record
 from perwatt.lab.terminal import recognised, shown
@@ -28,6 +29,7 @@ def beside_2015(record: Record, picture: Sequence[str]) -> Iterator[str]:
             f'<td class="number">{sign}{row.images_per_s:,g}</td><td class="number">{joules}</td>'
             f'<td class="text">{source}{escape(": " + row.note if row.note else "")}</td></tr>'
         )
+    yield from _today(record, networks)
     yield "<details><summary>The published rows and their sources</summary>"
     yield (
         '<div class="scroll wide"><table><thead><tr><th>network</th><th class="number">batch</th><th>precision</th>'
@@ -37,6 +39,35 @@ def beside_2015(record: Record, picture: Sequence[str]) -> Iterator[str]:
     yield (
         '<p class="soft">Only figures whose source can be read are shown. Published without error bars, idle power or '
         "accuracy; watts came from a different meter on each device.</p>"
+    )
+
+
+def _today(record: Record, networks: Sequence[str]) -> Iterator[str]:
+    """Yield images/s/W as published and as measured today: beside each other, for distance, and not comparable."""
+    measured = [
+        (row, found)
+        for row in shown(record)
+        if published(row.network) and (found := metered(row)) is not None and found.images_per_joule is not None
+    ]
+    told = dict.fromkeys(row for network in networks for row in published(network) if row.images_per_joule is not None)
+    if not measured or not told:
+        return
+    lines = [
+        (f"2015, {row.device}", row.network, str(row.batch), row.precision.upper(),
+         f"{row.images_per_joule:g}", "not stated; another meter on each device")
+        for row in told
+    ] + [
+        (f"today, {row.engine}", row.network, str(row.batch), row.precision.upper(),
+         estimate_text(found.images_per_joule), f"{found.scope} ({found.meter})")
+        for row, found in sorted(measured, key=lambda pair: (pair[0].network, pair[0].batch))
+    ]  # fmt: skip
+    yield "<h3>images/s/W, then and now: not comparable</h3>"
+    yield text_table(
+        ("device or engine", "network", "batch", "precision", "images/s/W", "what the watts are of"), lines
+    )
+    yield (
+        '<p class="soft">The scopes differ, or are not known: a board, a processor and a wall socket count different '
+        "things. These rows show how far apart the years are, not which machine is better.</p>"
     )
 
 
@@ -124,8 +155,16 @@ def _run(record: Record) -> list[tuple[str, str]]:
         ),
         ("seed", str(record.seed)),
         ("commit", record.commit or "unknown"),
-        ("energy", "not measured: no meter was read"),
+        ("energy", _energy(record)),
     ]
+
+
+def _energy(record: Record) -> str:
+    energy = record.energy
+    if energy is None or not energy.meters:
+        reason = energy.reason if energy is not None else "no meter was read"
+        return f"not measured: {reason}"
+    return "; ".join(f"{facts.name}, scope {facts.scope}" for facts in energy.meters)
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:

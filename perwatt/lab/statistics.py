@@ -106,6 +106,15 @@ def unpaired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int) ->
     return Interval(value, value * math.exp(-down), value * math.exp(up))
 
 
+def widened(interval: Interval, more: float) -> Interval:
+    """Return the interval with another independent error, a 95 % half width in logarithms, joined in quadrature."""
+    if interval.low is None or interval.high is None:
+        return interval
+    down = math.hypot(math.log(interval.value / interval.low), more)
+    up = math.hypot(math.log(interval.high / interval.value), more)
+    return Interval(interval.value, interval.value * math.exp(-down), interval.value * math.exp(up))
+
+
 def verdict(ratio: Interval, bias: float = 0.0) -> Verdict:
     """Return what a ratio of speeds shows: 'faster', 'slower', or 'no difference seen'.
 

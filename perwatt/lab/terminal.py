@@ -12,6 +12,8 @@ from rich.text import Text
 
 from perwatt import settings
 from perwatt.errors import NetworkError
+from perwatt.lab.best import best_lines, best_of
+from perwatt.lab.energy_table import energy_lines, energy_reasons, energy_tables, metered
 from perwatt.lab.notation import (
     duration_text,
     error_text,
@@ -39,8 +41,16 @@ def console(*, stderr: bool = False) -> Console:
 def show(record: Record, to: Console, *, record_path: Path | None = None, report_path: Path | None = None) -> None:
     """Print the whole answer to a run: table, reasons and warnings, certainty, machine, where it is kept."""
     to.print(table(record))
-    for line in (*reasons(record), *warnings(record)):
+    if any(metered(row) for row in shown(record)):
+        cases = [(key, [(engine_name(record, row), row) for row in rows]) for key, rows in grouped(shown(record))]
+        for part in energy_tables(record, cases):
+            to.print(part)
+    for line in (*reasons(record), *warnings(record), *map(Text, energy_reasons(record))):
         to.print(Padding(line, (0, 0, 0, 1)))
+    if record.limits is not None:
+        to.print()
+        for choice in best_lines(record):
+            to.print(Padding(choice, (0, 0, 0, 1)))
     to.print()
     for footer in footers(record):
         to.print(Padding(Text(footer), (0, 0, 0, 1)), style="dim")
@@ -53,6 +63,12 @@ def show(record: Record, to: Console, *, record_path: Path | None = None, report
 def shown(record: Record) -> tuple[Row, ...]:
     """Return the rows of the table: all but those of the null engine, which measure the lab itself."""
     return tuple(row for row in record.rows if row.engine != NULL_ENGINE)
+
+
+def engine_name(record: Record, row: Row) -> str:
+    """Return the engine's name, with its threads where the Record has rows of several numbers of them."""
+    several = len({other.threads for other in shown(record)}) > 1
+    return f"{row.engine} x{row.threads}" if several else row.engine
 
 
 def grouped(rows: Sequence[Row]) -> Iterator[tuple[tuple[str, int, str], list[Row]]]:
@@ -102,21 +118,21 @@ def table(record: Record) -> RenderableType:
             changed = last is None or last[:2] != key[:2]
             network, batch, precision = key
             labels = (network, str(batch)) if changed and index == 0 else ("", "")
-            made.add_row(*labels, precision if index == 0 else "", *_cells(row))
+            made.add_row(*labels, precision if index == 0 else "", *_cells(row, engine_name(record, row)))
             last = key
     return Padding(made, (0, 0, 1, 1))
 
 
-def _cells(row: Row) -> list[Text]:
+def _cells(row: Row, engine: str) -> list[Text]:
     figures = row.figures
     status = Text(_word(row.status) + ("*" if figures.warnings else ""), style=_STYLES.get(row.status, "yellow"))
     if row.status not in ("ok", "invalid"):
-        return [Text(row.engine, style="dim"), *[Text("")] * 5, status]
+        return [Text(engine, style="dim"), *[Text("")] * 5, status]
     # The speed of wrong outputs is no result; the report still shows it.
     fast = estimate_text(figures.images_per_s) if row.status == "ok" else ""
     verdict = {"faster": "bold green", "slower": ""}.get(figures.verdict or "", "dim")
     return [
-        Text(row.engine),
+        Text(engine),
         Text(fast, style="bold" if figures.verdict == "faster" else ""),
         Text(milliseconds_text(figures.latency_p50_s) if row.status == "ok" else ""),
         Text(ratio_text(figures) if row.status == "ok" else "", style=verdict),
@@ -137,8 +153,37 @@ def as_json(record: Record, record_path: Path | None, report_path: Path | None) 
         "machine": record.machine,
         "noise_floor": None if record.noise is None else record.noise.floor,
         "harness_cost_s": record.harness_cost_s,
+        "energy": None if record.energy is None else record.energy.model_dump(mode="json"),
         "rows": [row.model_dump(mode="json", include=kept) for row in shown(record)],
+        "best": _best_as_json(record) if record.limits is not None else None,
     }
+
+
+def _best_as_json(record: Record) -> list[dict[str, Any]]:
+    """Return the choice by network and goal; rows are named by what tells them apart."""
+    name = {"engine", "precision", "batch", "threads", "device"}
+
+    def named(rows: Sequence[Row]) -> list[dict[str, Any]]:
+        return [row.model_dump(mode="json", include=name) for row in rows]
+
+    return [
+        {
+            "network": best.network,
+            "picks": [
+                {
+                    "goal": pick.goal,
+                    "setting": named([pick.row])[0] if pick.row is not None else None,
+                    "scope": pick.scope,
+                    "reason": pick.reason,
+                    "not_told_apart": named(pick.tied),
+                }
+                for pick in best.picks
+            ],
+            "frontier": named(best.frontier),
+            "left_out": dict(best.excluded),
+        }
+        for best in best_of(record)
+    ]
 
 
 def reasons(record: Record) -> Iterator[Text]:
@@ -191,6 +236,7 @@ def footers(record: Record) -> Iterator[str]:
         f"run  profile {record.profile.name}, {duration_text(record.duration_s)}, inputs from {photographs} "
         f"photograph{'s' if photographs != 1 else ''}, seed {record.seed}, perwatt {record.perwatt_version}"
     )
+    yield from energy_lines(record)
     yield from recognised(record)
     yield "± and (–) are 95 % intervals; error and top-1 against the FP32 reference, from the timed runs"
     yield from (f"note  {note}" for note in record.notes)

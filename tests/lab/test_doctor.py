@@ -8,13 +8,14 @@ import pytest
 from rich.console import Console
 
 from perwatt.lab import doctor
+from perwatt.lab.meters.meter import Host
 from perwatt.machine import this_machine
 
 MACHINE = replace(this_machine(), gpu=None, virtual=False)
 
 
-def meters(root: Path, gpu: str | None = None) -> dict[str, doctor.Finding]:
-    found = doctor.examine(replace(MACHINE, gpu=gpu), root)
+def meters(root: Path) -> dict[str, doctor.Finding]:
+    found = doctor.examine(MACHINE, Host(root=root, library=lambda name: None))
     return {finding.name: finding for finding in found if finding.kind == "meter"}
 
 
@@ -34,46 +35,35 @@ def test_a_missing_engine_comes_with_the_command_that_adds_it(monkeypatch: pytes
     assert all(finding.remedy and "pip install" in finding.remedy for finding in missing)
 
 
-def test_a_machine_without_meters_says_where_was_looked(tmp_path: Path) -> None:
+def test_a_machine_without_meters_says_where_was_looked_and_how_to_get_one(tmp_path: Path) -> None:
     found = meters(tmp_path)
-    assert set(found) == {"processor", "gpu", "board"}
-    assert "/sys/class/powercap" in found["processor"].text
-    assert "/sys/class/hwmon" in found["board"].text
-    assert not any(finding.usable for finding in found.values())
+    assert set(found) == {"none"}
+    assert "/sys/class/powercap" in found["none"].text
+    assert "/sys/class/hwmon" in found["none"].text
+    assert "log:FILE" in (found["none"].remedy or "")
+    assert not found["none"].usable
 
 
-def test_meters_are_found_and_closed_ones_come_with_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
-    zone.mkdir(parents=True)
-    (zone / "name").write_text("package-0\n")
-    (zone / "energy_uj").write_text("123\n")
-    other = tmp_path / "sys/class/powercap/intel-rapl:1"
-    other.mkdir()
-    (other / "name").write_text("psys\n")
-    (other / "energy_uj").write_text("456\n")
-    sensor = tmp_path / "sys/class/hwmon/hwmon3"
-    sensor.mkdir(parents=True)
-    (sensor / "name").write_text("ina3221\n")
-    (sensor / "power1_input").write_text("1\n")
-    found = meters(tmp_path, gpu="NVIDIA Test")
-    assert found["processor"].text.startswith("1 package counters, readable")
-    assert "ina3221" in found["board"].text
-    assert "not used yet" in found["gpu"].text
+def test_meters_are_found_and_closed_ones_come_with_the_command(tmp_path: Path) -> None:
+    for folder, name in (("intel-rapl:0", "package-0"), ("intel-rapl:1", "psys")):
+        zone = tmp_path / "sys/class/powercap" / folder
+        zone.mkdir(parents=True)
+        (zone / "name").write_text(f"{name}\n")
+        (zone / "energy_uj").write_text("123\n")
+    found = meters(tmp_path)
+    assert found["rapl:package-0"].usable
+    assert "overlaps rapl:psys" in found["rapl:package-0"].text
 
-    read = Path.read_text
-
-    def closed(path: Path, *arguments: str, **named: str) -> str:
+    def closed(path: Path) -> str:
         if path.name == "energy_uj":
             raise PermissionError(13, "Permission denied")
-        return read(path, *arguments, **named)
+        return path.read_text()
 
-    monkeypatch.setattr(Path, "read_text", closed)
-    remedy = meters(tmp_path)["processor"].remedy
-    assert remedy is not None
-    assert remedy.startswith("sudo chmod a+r")
-    assert str(zone / "energy_uj") in remedy
+    refused = doctor.examine(MACHINE, Host(root=tmp_path, read=closed, library=lambda name: None))
+    package = next(finding for finding in refused if finding.name == "rapl:package-0")
+    assert not package.usable
+    assert "Permission denied" in package.text
+    assert "udevadm" in (package.remedy or "")
 
 
 def test_everything_is_printed() -> None:

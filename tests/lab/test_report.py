@@ -121,7 +121,7 @@ def test_only_sourced_rows_are_published() -> None:
 
 
 def test_pictures_are_svg_in_the_pages_colour_with_their_own_names(drawn: dict[str, str]) -> None:
-    assert list(drawn) == list(report.PICTURES)
+    assert list(drawn) == [name for name in report.PICTURES if name != "frontier"]  # which needs watts
     identifiers: set[str] = set()
     for vector in drawn.values():
         root = ElementTree.fromstring(vector)
