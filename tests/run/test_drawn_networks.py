@@ -1,6 +1,7 @@
 """Networks drawn at random, through passes, plan and kernels: whatever the network, the answer is ONNX Runtime's."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ from network_oracles import compare, feeds_of, run_onnxruntime
 from small_graphs import Net
 
 import perwatt
+from perwatt.cpu.catalogue import KERNELS
 from perwatt.graph import Graph
+from perwatt.machine import this_machine
+from perwatt.passes import apply
+from perwatt.plan import place
 
 ACTIVATIONS = ("Relu", "Sigmoid", "Tanh", "HardSwish", "LeakyRelu", "Elu", "HardSigmoid", "Softplus", "Abs", "Mish")
 CHANNELS = (1, 3, 7, 8, 16, 16, 17, 32, 33, 48)
@@ -162,3 +167,23 @@ def test_many_with_narrower_vectors(isa: str, monkeypatch: pytest.MonkeyPatch) -
             check_drawn(seed, threads=1 + seed % 3)
         except BaseException as error:
             raise AssertionError(f"seed {seed}: {error}\n{drawn(seed)}") from error
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(120, marks=pytest.mark.slow)])
+def test_one_name_one_code(count: int) -> None:
+    """Compiled kernels are kept under their functions' names: what a name leaves out would run in another's place."""
+    sources: dict[tuple[int, str], str] = {}
+    for seed in range(500, 500 + count):
+        graph = apply(drawn(seed))
+        for isa, lanes in (("avx512", 16), ("avx2", 8)):
+            machine = replace(this_machine(), isa=isa, vector_floats=lanes)
+            for step in place(graph, machine, 2).steps:
+                for algorithm in KERNELS:
+                    if step.operator not in algorithm.operators or algorithm.accepts(step) is not None:
+                        continue
+                    for tile in list(algorithm.tiles(step))[:2]:
+                        for call in algorithm.calls(step, tile):
+                            text = call.source()
+                            assert sources.setdefault((lanes, call.function), text) == text, call.function
+                            assert f"@{call.function}(" in text
+    assert len({name for _, name in sources}) == len(sources), "the width is part of the name"
