@@ -22,6 +22,11 @@ from perwatt.lab.record import Reference, Sample
 # per layer, uniformly, and sums are in FP32: u sqrt(2 L / 3) gives 3e-3 and 2.5e-2, and twice that to be on the safe
 # side.
 TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 6e-3, "bf16": 5e-2}
+# What is derived so is the error of a typical image, which the median is held to. fp32 is far from it and has one bound
+# for every image. In fp16 and bf16 an image that lies between classes errs several times as much: the worst of 96 by
+# 12 times the median in PyTorch and OpenVINO alike, which round independently of each other.
+SINGLE_IMAGE: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 8.0, "bf16": 8.0}
+UNRELATED = 0.5  # no rounding explains this much: outputs that have nothing to do with each other differ by 1 or more
 # A softmax turns an error e of the logits, relative to their spread s, into an error e s of the probabilities.
 WIDEST_SPREAD = 10.0
 # An image is a stranger when its output is this many times nearer to another image's reference than to its own...
@@ -146,9 +151,14 @@ def fault(
     strangers, images = sum(sample.strangers for sample in samples), len(errors)
     if strangers > MOST_STRANGERS * images:
         return f"stale or permuted: {strangers} of {images} outputs belong to another image than the one given"
-    worst = worst_error(samples)
-    if worst is not None and worst > most:
-        return f"relative error {worst:.2g} is above {most:.2g}, the most that {precision} explains"
+    typical = float(np.median([error for error in errors if error is not None]))
+    if typical > most:
+        return (
+            f"relative error {typical:.2g} of the median image is above {most:.2g}, the most that {precision} explains"
+        )
+    worst, single = worst_error(samples), min(most * SINGLE_IMAGE[precision], max(most, UNRELATED))
+    if worst is not None and worst > single:
+        return f"relative error {worst:.2g} is above {single:.2g}, the most that {precision} explains"
     return None
 
 
