@@ -27,7 +27,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnx": ("graph/", "lab/engines/"),
     "google": ("graph/",),
     "llvmlite": ("cpu/",),
-    "torch": ("gpu/", "train/", "lab/engines/", "networks/efficientnet_lite0.py"),
+    "torch": ("gpu/", "train/", "lab/engines/"),
     "triton": ("gpu/",),
     "PIL": ("package/",),
     "onnxruntime": ("lab/engines/",),
