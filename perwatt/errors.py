@@ -6,12 +6,15 @@ PerwattError                  a person can mend the cause; the command line prin
 │   └── InvalidGraph          a Graph breaks a rule of the operator table: a defect of a reader, pass or builder
 ├── InputError                arrays, photographs or arguments a caller handed in
 ├── OutputError               a folder or file that cannot be written
+├── DataError                 a labelled data set that cannot be used
+├── TrainingError             training that cannot begin, go on or be resumed
 ├── RecordError               a Record that cannot be read, or whose figures do not follow from its samples
 ├── EngineError               an engine could not do what it was asked
 │   ├── EngineMissing         the engine's library is not installed
 │   ├── EngineRefused         the engine runs here, but not this network, batch or precision
 │   ├── EngineCrashed         the engine's process died
 │   └── EngineTimeout         the engine did not answer in time
+├── Refused                   a server turns a request away: the reason, its HTTP status, when to come again
 ├── MeterError                a meter is closed, vanished or answers nonsense: a row without energy
 ├── PlanError                 no plan keeps within the limits that were set
 └── PackageError              a package that is damaged, hostile or no longer agrees with its golden examples
@@ -42,6 +45,14 @@ class OutputError(PerwattError):
     """A folder or file that cannot be written."""
 
 
+class DataError(PerwattError):
+    """A labelled data set that cannot be used: broken pictures, empty classes, labels that do not match."""
+
+
+class TrainingError(PerwattError):
+    """Training that cannot begin, go on or be resumed."""
+
+
 class RecordError(PerwattError):
     """A Record that cannot be read, or whose figures do not follow from its samples."""
 
@@ -64,6 +75,17 @@ class EngineCrashed(EngineError):
 
 class EngineTimeout(EngineError):
     """The engine did not answer within its time."""
+
+
+class Refused(PerwattError):
+    """A server turns a request away; `reason` is one word for the metrics, `status` the HTTP status.
+
+    `retry_after_s` is when to come again, in seconds, or None where coming again would not help or nobody can tell.
+    """
+
+    def __init__(self, message: str, *, reason: str, status: int, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.reason, self.status, self.retry_after_s = reason, status, retry_after_s
 
 
 class MeterError(PerwattError):
