@@ -5,6 +5,7 @@ PerwattError                  a person can mend the cause; the command line prin
 │   ├── UnsupportedOperator   an operator that perwatt's own engine does not have
 │   └── InvalidGraph          a Graph breaks a rule of the operator table: a defect of a reader, pass or builder
 ├── InputError                arrays, photographs or arguments a caller handed in
+│   └── PhotographRefused     a photograph that is none, is damaged or goes beyond a limit
 ├── OutputError               a folder or file that cannot be written
 ├── DataError                 a labelled data set that cannot be used
 ├── TrainingError             training that cannot begin, go on or be resumed
@@ -17,7 +18,9 @@ PerwattError                  a person can mend the cause; the command line prin
 ├── Refused                   a server turns a request away: the reason, its HTTP status, when to come again
 ├── MeterError                a meter is closed, vanished or answers nonsense: a row without energy
 ├── PlanError                 no plan keeps within the limits that were set
-└── PackageError              a package that is damaged, hostile or no longer agrees with its golden examples
+└── PackageError              a package that cannot be used
+    ├── InvalidPackage        a package that is damaged, hostile or contradicts itself
+    └── GoldenMismatch        a package whose network no longer answers as its golden examples say
 """
 
 
@@ -39,6 +42,16 @@ class InvalidGraph(NetworkError):
 
 class InputError(PerwattError):
     """An array, photograph or argument that cannot be used."""
+
+
+class PhotographRefused(InputError):
+    """A photograph that cannot be used. `reason`: "format" (none of those read), "bytes", "pixels" or "frames" (more
+    than allowed), or "damaged".
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class OutputError(PerwattError):
@@ -97,4 +110,12 @@ class PlanError(PerwattError):
 
 
 class PackageError(PerwattError):
-    """A package that is damaged, hostile, or no longer agrees with its golden examples."""
+    """A package that cannot be used."""
+
+
+class InvalidPackage(PackageError):
+    """A package that is damaged, hostile or contradicts itself."""
+
+
+class GoldenMismatch(PackageError):
+    """A package whose network no longer answers as its golden examples say."""

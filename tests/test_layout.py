@@ -16,7 +16,7 @@ ROOMS: dict[str, set[str]] = {
     "cpu": {"plan", "graph"},
     "gpu": {"plan", "graph"},
     "run": {"graph", "passes", "plan", "cpu", "gpu"},
-    "package": {"run", "graph"},
+    "package": {"run", "networks", "graph"},
     "data": {"package", "graph"},
     "lab": {"data", "package", "run", "networks", "graph"},
     "serve": {"package", "run"},
@@ -47,7 +47,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "orjson": ("serve/",),
     "grpc": ("serve/",),
     "typer": ("cli.py",),
-    "rich": ("cli.py", "lab/", "data/", "train/"),
+    "rich": ("cli.py", "lab/", "package/", "data/", "train/"),
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "manager", "base", "core", "lib"}
 SOURCES = sorted(ROOT.rglob("*.py"))
