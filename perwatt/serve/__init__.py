@@ -1,0 +1,1 @@
+"""Batching and HTTP in front of Models: many clients, batches that cost no latency."""

@@ -1,0 +1,56 @@
+"""What the front of the server knows of a network that answers: this contract, and nothing of batches or processes."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """One input or output of a network, without its batch dimension."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call of infer gives: the outputs in the order of the facts, each [images, ...], and where time went.
+
+    `batch_size` is the number of images of the batch that carried the first of them.
+    """
+
+    outputs: tuple[np.ndarray, ...]
+    queue_s: float
+    infer_s: float
+    batch_size: int
+
+
+class Service(Protocol):
+    """A network that answers, several callers at once, on one event loop."""
+
+    @property
+    def inputs(self) -> tuple[TensorFacts, ...]:
+        """The network's inputs."""
+
+    @property
+    def outputs(self) -> tuple[TensorFacts, ...]:
+        """The network's outputs."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can answer now: golden examples replayed, warmed up, its process alive."""
+
+    async def infer(
+        self, images: np.ndarray, *, deadline: float | None, priority: int, cancelled: asyncio.Event | None
+    ) -> Answer:
+        """Return the outputs of images, float32 [images, ...]; deadline in seconds of time.monotonic().
+
+        Raises errors.Refused when it cannot or will not: queue full, deadline out of reach, process gone, closing.
+        """
+
+    async def close(self, drain_s: float) -> None:
+        """Finish what is queued within `drain_s`, refuse the rest, and end."""
