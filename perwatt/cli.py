@@ -25,8 +25,8 @@ EXIT_USER = 2
 EXIT_PARTIAL = 3
 EXIT_INTERRUPTED = 130
 _EXIT_CODES = (
-    "Exit codes: 0 done; 1 check or compare found a fault, or bench measured no valid row; 2 the request cannot be met "
-    "(one line on stderr says why); 3 stopped by Ctrl-C, what was measured is kept as a partial Record; "
+    "Exit codes: 0 done; 1 check, compare or data found a fault, or bench measured no valid row; 2 the request cannot "
+    "be met (one line on stderr says why); 3 stopped by Ctrl-C, what was measured is kept as a partial Record; "
     "130 stopped by Ctrl-C before anything was measured."
 )
 
@@ -404,6 +404,24 @@ def tune(
         chosen = ", ".join(f"{count} x {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
         print(f"{network}, batch {size}: {chosen}; workspace {size_text(model.plan.scratch_bytes)}")
     print(f"kept in {tuning_file.path(this_machine())}")
+
+
+@app.command()
+def data(
+    source: Annotated[str, typer.Argument(metavar="DIR|NAME", help="A folder, a list, a CSV file, digits, ...")],
+    picture: Annotated[Path | None, typer.Option(help="Where to write the contact sheet, a PNG.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at a labelled data set.
+
+    Counts, sizes, class balance, broken pictures, the same picture twice or in two splits. Folders of pictures per
+    class, text lists, CSV, IDX files, or a name: digits, fashion-mnist.
+    """
+    from perwatt.data.command import show_data
+    from perwatt.lab.terminal import console
+
+    if not show_data(source, picture, console(), console(stderr=True), as_json=as_json):
+        raise typer.Exit(EXIT_FAULT)
 
 
 @app.command()
