@@ -5,6 +5,7 @@ files differ from the paper in the normalisation's constant (k = 1, not 2) and i
 """
 
 from perwatt.graph.graph import Graph
+from perwatt.networks.imagenet import CLASSES
 from perwatt.networks.layers import LOGITS_SPREAD, Layers
 from perwatt.networks.weights import SEED
 
@@ -13,10 +14,10 @@ from perwatt.networks.weights import SEED
 BEFORE_LRN = 20.0
 
 
-def alexnet(batch: int = 1, seed: int = SEED) -> Graph:
+def alexnet(batch: int = 1, seed: int = SEED, *, classes: int = CLASSES, size: int = 227) -> Graph:
     """Return AlexNet for `data` [batch, 3, 227, 227]: 60,965,224 parameters, two groups, LRN before pooling."""
     net = Layers("alexnet", seed)
-    x = net.input(batch, 3, 227)
+    x = net.input(batch, 3, size)
     x = net.conv("conv1", x, 96, 11, stride=4, spread=BEFORE_LRN)
     x = net.relu("relu1", x)
     x = net.lrn("norm1", x)
@@ -25,16 +26,16 @@ def alexnet(batch: int = 1, seed: int = SEED) -> Graph:
     x = net.relu("relu2", x)
     x = net.lrn("norm2", x)
     x = net.max_pool("pool2", x, 3, stride=2)
-    return _from_conv3(net, x)
+    return _from_conv3(net, x, classes)
 
 
-def caffenet(batch: int = 1, seed: int = SEED) -> Graph:
+def caffenet(batch: int = 1, seed: int = SEED, *, classes: int = CLASSES, size: int = 227) -> Graph:
     """Return CaffeNet for `data` [batch, 3, 227, 227]: AlexNet with pooling before LRN.
 
     Jia et al.: Caffe: Convolutional Architecture for Fast Feature Embedding, 2014, arXiv:1408.5093.
     """
     net = Layers("caffenet", seed)
-    x = net.input(batch, 3, 227)
+    x = net.input(batch, 3, size)
     x = net.conv("conv1", x, 96, 11, stride=4, spread=BEFORE_LRN)
     x = net.relu("relu1", x)
     x = net.max_pool("pool1", x, 3, stride=2)
@@ -43,10 +44,10 @@ def caffenet(batch: int = 1, seed: int = SEED) -> Graph:
     x = net.relu("relu2", x)
     x = net.max_pool("pool2", x, 3, stride=2)
     x = net.lrn("norm2", x)
-    return _from_conv3(net, x)
+    return _from_conv3(net, x, classes)
 
 
-def _from_conv3(net: Layers, x: str) -> Graph:
+def _from_conv3(net: Layers, x: str, classes: int) -> Graph:
     x = net.conv("conv3", x, 384, 3, pad=1)
     x = net.relu("relu3", x)
     x = net.conv("conv4", x, 384, 3, pad=1, group=2)
@@ -61,5 +62,5 @@ def _from_conv3(net: Layers, x: str) -> Graph:
     x = net.linear("fc7", x, 4096)
     x = net.relu("relu7", x)
     x = net.dropout("drop7", x)
-    x = net.linear("logits", x, 1000, spread=LOGITS_SPREAD)  # fc8
+    x = net.linear("logits", x, classes, spread=LOGITS_SPREAD)  # fc8
     return net.finish(x)

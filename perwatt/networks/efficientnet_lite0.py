@@ -32,15 +32,16 @@ STAGES = (
 EPSILON = 1e-3
 
 
-def efficientnet_lite0(batch: int = 1, seed: int = SEED) -> Graph:
+def efficientnet_lite0(batch: int = 1, seed: int = SEED, *, classes: int = CLASSES, size: int = 224) -> Graph:
     """Return EfficientNet-Lite0 for `data` [batch, 3, 224, 224] in RGB, (pixel - 127) / 128: 4,652,008 parameters.
 
-    `seed` changes nothing, the weights are real. Raises NetworkError when the package that carries them is missing or
-    its file is not the expected one.
+    `seed` changes nothing, the weights are real; only a classifier of other than 1000 classes is drawn from it. Raises
+    NetworkError when the package that carries the weights is missing or its file is not the expected one.
     """
     trained = {name.replace("_fc.", "logits."): tensor for name, tensor in trained_weights().items()}
-    net = Layers("efficientnet-lite0", seed, trained)
-    x = net.input(batch, 3, 224, scale=1 / 128)
+    drawn = () if classes == CLASSES else ("logits.weight", "logits.bias")
+    net = Layers("efficientnet-lite0", seed, trained, drawn)
+    x = net.input(batch, 3, size, scale=1 / 128)
     x = _conv_bn(net, "_conv_stem", "_bn0", x, 32, 3, stride=2)
     x = net.relu6("_conv_stem.relu6", x)
     block = 0
@@ -53,7 +54,7 @@ def efficientnet_lite0(batch: int = 1, seed: int = SEED) -> Graph:
     x = net.relu6("_conv_head.relu6", x)
     x = net.average_pool("pool", x)
     x = net.flatten("flat", x)
-    return net.finish(net.linear("logits", x, CLASSES))
+    return net.finish(net.linear("logits", x, classes))
 
 
 def trained_weights() -> dict[str, np.ndarray]:
@@ -87,8 +88,9 @@ def _inverted_residual(net: Layers, name: str, x: str, channels: int, kernel: in
 def _conv_bn(
     net: Layers, name: str, normalization: str, x: str, channels: int, kernel: int, stride: int = 1, group: int = 1
 ) -> str:
-    # "Same": every size here is a multiple of the stride, so the windows need kernel - stride more pixels in all.
-    missing = kernel - stride
+    # "Same": one window for every `stride` pixels begun, and as many pixels more as the last window needs.
+    size = net.size(x)
+    missing = max(0, (-(-size // stride) - 1) * stride + kernel - size)
     pad = (missing // 2, missing - missing // 2)
     x = net.conv(name, x, channels, kernel, stride=stride, pad=pad, group=group, bias=False)
     return net.batch_normalization(normalization, x, epsilon=EPSILON)

@@ -1,9 +1,10 @@
-"""GoogLeNet (Inception v1), as Berkeley's Caffe published it (bvlc_googlenet), without the two training classifiers.
+"""GoogLeNet (Inception v1), as Berkeley's Caffe published it (bvlc_googlenet); the two training classifiers on demand.
 
 Szegedy et al.: Going Deeper with Convolutions, CVPR 2015, arXiv:1409.4842, table 1.
 """
 
 from perwatt.graph.graph import Graph
+from perwatt.networks.imagenet import CLASSES
 from perwatt.networks.layers import LOGITS_SPREAD, Layers
 from perwatt.networks.weights import SEED
 
@@ -23,10 +24,15 @@ INCEPTION = {
 BEFORE_LRN = 20.0
 
 
-def googlenet(batch: int = 1, seed: int = SEED) -> Graph:
-    """Return GoogLeNet for `data` [batch, 3, 224, 224]: 57 convolutions, 6,998,552 parameters."""
+def googlenet(
+    batch: int = 1, seed: int = SEED, *, classes: int = CLASSES, size: int = 224, auxiliary: bool = False
+) -> Graph:
+    """Return GoogLeNet for `data` [batch, 3, 224, 224]: 57 convolutions, 6,998,552 parameters.
+
+    `auxiliary` adds the two classifiers that training hears besides, as the outputs loss1/prob and loss2/prob.
+    """
     net = Layers("googlenet", seed)
-    x = net.input(batch, 3, 224)
+    x = net.input(batch, 3, size)
     x = _conv(net, "conv1/7x7_s2", x, 64, 7, stride=2, pad=3, spread=BEFORE_LRN)
     x = net.max_pool("pool1/3x3_s2", x, 3, stride=2)
     x = net.lrn("pool1/norm1", x)
@@ -37,19 +43,32 @@ def googlenet(batch: int = 1, seed: int = SEED) -> Graph:
     x = _inception(net, "3a", x)
     x = _inception(net, "3b", x)
     x = net.max_pool("pool3/3x3_s2", x, 3, stride=2)
-    x = _inception(net, "4a", x)
+    x = first = _inception(net, "4a", x)
     x = _inception(net, "4b", x)
     x = _inception(net, "4c", x)
-    x = _inception(net, "4d", x)
+    x = second = _inception(net, "4d", x)
     x = _inception(net, "4e", x)
     x = net.max_pool("pool4/3x3_s2", x, 3, stride=2)
     x = _inception(net, "5a", x)
     x = _inception(net, "5b", x)
-    x = net.average_pool("pool5/7x7_s1", x, 7)
+    x = net.average_pool("pool5/7x7_s1", x, net.size(x))  # 7 for photographs of 224
     x = net.dropout("pool5/drop", x)
     x = net.flatten("pool5/flat", x)
-    x = net.linear("logits", x, 1000, spread=LOGITS_SPREAD)  # loss3/classifier
-    return net.finish(x)
+    x = net.linear("logits", x, classes, spread=LOGITS_SPREAD)  # loss3/classifier
+    if not auxiliary:
+        return net.finish(x)
+    heads = {"loss1": first, "loss2": second}
+    return net.finish(x, {f"{name}/prob": _classifier(net, name, data, classes) for name, data in heads.items()})
+
+
+def _classifier(net: Layers, name: str, x: str, classes: int) -> str:
+    """Add one auxiliary classifier: section 5 of the paper."""
+    x = net.average_pool(f"{name}/ave_pool", x, min(5, net.size(x)), stride=3)
+    x = _conv(net, f"{name}/conv", x, 128, 1)
+    x = net.flatten(f"{name}/flat", x)
+    x = net.relu(f"{name}/relu_fc", net.linear(f"{name}/fc", x, 1024))
+    x = net.dropout(f"{name}/drop", x)
+    return net.linear(f"{name}/classifier", x, classes, spread=LOGITS_SPREAD)
 
 
 def _inception(net: Layers, module: str, x: str) -> str:

@@ -1,6 +1,7 @@
 """Layers: the words in which the papers' tables are written, over graph.Builder, with seeded or trained weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -26,13 +27,16 @@ class Layers:
 
     A layer's node and output carry the layer's name; weights are `name.weight` and `name.bias` as in a training export.
     Weights depend on the seed and the layer's name only, never on the batch; where `trained` tensors are given, they
-    are taken from there by these names, and NetworkError is raised when one is missing or has another shape.
+    are taken from there by these names (but for those in `drawn`), and NetworkError is raised when one is missing or
+    has another shape.
     """
 
-    def __init__(self, name: str, seed: int, trained: Mapping[str, np.ndarray] | None = None) -> None:
+    def __init__(
+        self, name: str, seed: int, trained: Mapping[str, np.ndarray] | None = None, drawn: Collection[str] = ()
+    ) -> None:
         self.builder = Builder(name, seed=seed)
         self.seed = seed
-        self.trained = trained
+        self.trained, self.drawn = trained, drawn
         self.moments: dict[str, Moments] = {}
 
     def input(self, batch: int, channels: int, size: int, scale: float = 1.0) -> str:
@@ -131,13 +135,13 @@ class Layers:
             made, Moments(before.mean + WINDOW_GAIN * before.variance**0.5, WINDOW_VARIANCE * before.variance)
         )
 
-    def average_pool(self, name: str, data: str, kernel: int | None = None) -> str:
-        """Add an average pooling over the whole map, as a window of `kernel` where the network's file says so."""
+    def average_pool(self, name: str, data: str, kernel: int | None = None, *, stride: int = 1) -> str:
+        """Add an average pooling over the whole map, or over windows of `kernel` where the network's file says so."""
         before = self.moments[data]
         if kernel is None:
             made = self._add("GlobalAveragePool", [data], name)
         else:
-            made = self._add("AveragePool", [data], name, kernel_shape=(kernel,) * 2, strides=(1, 1))
+            made = self._add("AveragePool", [data], name, kernel_shape=(kernel,) * 2, strides=(stride,) * 2)
         return self._made(made, Moments(before.mean, MAP_VARIANCE * before.variance))
 
     def concat(self, name: str, parts: Sequence[str]) -> str:
@@ -163,13 +167,21 @@ class Layers:
         """Add a Dropout, which does nothing at inference but stands in the published files."""
         return self._made(self._add("Dropout", [data], name), self.moments[data])
 
-    def finish(self, logits: str) -> Graph:
-        """Add the softmax `prob` [batch, classes] over `logits` and return the checked Graph."""
-        return self.builder.finish([self._add("Softmax", [logits], "prob", axis=1)])
+    def finish(self, logits: str, auxiliary: Mapping[str, str] = MappingProxyType({})) -> Graph:
+        """Add the softmax `prob` [batch, classes] over `logits` and return the checked Graph.
+
+        `auxiliary` names further outputs and the logits of each.
+        """
+        answers = {"prob": logits, **auxiliary}
+        return self.builder.finish([self._add("Softmax", [data], name, axis=1) for name, data in answers.items()])
 
     def channels(self, data: str) -> int:
         """Return the second dimension of a tensor."""
         return self.builder.shape(data)[1]
+
+    def size(self, data: str) -> int:
+        """Return the height of a map, which is its width too."""
+        return self.builder.shape(data)[2]
 
     def _filters(self, name: str, shape: tuple[int, ...], data: str, spread: float, centred: bool) -> str:
         key, before = f"{name}.weight", self.moments[data]
@@ -180,7 +192,7 @@ class Layers:
         return self._constant(key, (length,), lambda: biases(self.seed, key, length, spread))
 
     def _constant(self, name: str, shape: tuple[int, ...], draw: Callable[[], np.ndarray]) -> str:
-        if self.trained is None:
+        if self.trained is None or name in self.drawn:
             return self.builder.constant(name, draw())
         tensor = self.trained.get(name)
         if tensor is None or tensor.shape != shape:

@@ -6,6 +6,7 @@ as in the paper: same parameters, 4.1 instead of 3.8 G multiply-adds.
 """
 
 from perwatt.graph.graph import Graph
+from perwatt.networks.imagenet import CLASSES
 from perwatt.networks.layers import LOGITS_SPREAD, Layers
 from perwatt.networks.weights import SEED
 
@@ -16,14 +17,14 @@ STAGES = {2: (3, 64, 1), 3: (4, 128, 2), 4: (6, 256, 2), 5: (3, 512, 2)}
 BRANCH_SPREAD = 0.5
 
 
-def resnet50(batch: int = 1, seed: int = SEED) -> Graph:
+def resnet50(batch: int = 1, seed: int = SEED, *, classes: int = CLASSES, size: int = 224) -> Graph:
     """Return ResNet-50 for `data` [batch, 3, 224, 224]: 53 convolutions, 25,557,032 parameters (25,610,152 values).
 
     The difference are the running means and variances, which are not trained.
     """
     net = Layers("resnet50", seed)
     # Pixels come divided by about 57, so their spread is about 1.
-    x = net.input(batch, 3, 224, scale=1 / 57)
+    x = net.input(batch, 3, size, scale=1 / 57)
     x = _conv_bn(net, "conv1", x, 64, 7, stride=2, pad=3)
     x = net.relu("conv1/relu", x)
     x = net.max_pool("pool1", x, 3, stride=2, pad=1, ceil=False)
@@ -32,7 +33,7 @@ def resnet50(batch: int = 1, seed: int = SEED) -> Graph:
             x = _bottleneck(net, f"conv{stage}_{block + 1}", x, channels, stride if block == 0 else 1)
     x = net.average_pool("pool5", x)
     x = net.flatten("flat5", x)
-    x = net.linear("logits", x, 1000, spread=LOGITS_SPREAD)  # fc1000
+    x = net.linear("logits", x, classes, spread=LOGITS_SPREAD)  # fc1000
     return net.finish(x)
 
 

@@ -5,14 +5,15 @@ arXiv:1602.07360; release 1.1 moves the pooling forward and starts with 64 filte
 """
 
 from perwatt.graph.graph import Graph
+from perwatt.networks.imagenet import CLASSES
 from perwatt.networks.layers import LOGITS_SPREAD, Layers
 from perwatt.networks.weights import SEED
 
 
-def squeezenet(batch: int = 1, seed: int = SEED) -> Graph:
+def squeezenet(batch: int = 1, seed: int = SEED, *, classes: int = CLASSES, size: int = 227) -> Graph:
     """Return SqueezeNet 1.1 for `data` [batch, 3, 227, 227]: 26 convolutions, 1,235,496 parameters."""
     net = Layers("squeezenet1.1", seed)
-    x = net.input(batch, 3, 227)
+    x = net.input(batch, 3, size)
     x = net.conv("conv1", x, 64, 3, stride=2)
     x = net.relu("conv1/relu", x)
     x = net.max_pool("pool1", x, 3, stride=2)
@@ -28,7 +29,7 @@ def squeezenet(batch: int = 1, seed: int = SEED) -> Graph:
     x = _fire(net, "fire9", x, 64, 256)
     x = net.dropout("drop9", x)
     # The average over the map comes after the classifier and a Relu, which both narrow the logits.
-    x = net.conv("conv10", x, 1000, 1, spread=5.0 * LOGITS_SPREAD)
+    x = net.conv("conv10", x, classes, 1, spread=5.0 * LOGITS_SPREAD)
     x = net.relu("conv10/relu", x)
     x = net.average_pool("pool10", x)
     return net.finish(net.flatten("logits", x))

@@ -5,6 +5,7 @@ table 1.
 """
 
 from perwatt.graph.graph import Graph
+from perwatt.networks.imagenet import CLASSES
 from perwatt.networks.layers import LOGITS_SPREAD, Layers
 from perwatt.networks.weights import SEED
 
@@ -12,10 +13,10 @@ from perwatt.networks.weights import SEED
 BLOCKS = {1: (2, 64), 2: (2, 128), 3: (3, 256), 4: (3, 512), 5: (3, 512)}
 
 
-def vgg16(batch: int = 1, seed: int = SEED) -> Graph:
+def vgg16(batch: int = 1, seed: int = SEED, *, classes: int = CLASSES, size: int = 224) -> Graph:
     """Return VGG-16 for `data` [batch, 3, 224, 224]: 13 convolutions, 138,357,544 parameters."""
     net = Layers("vgg16", seed)
-    x = net.input(batch, 3, 224)
+    x = net.input(batch, 3, size)
     for block, (layers, channels) in BLOCKS.items():
         for layer in range(1, layers + 1):
             x = net.conv(f"conv{block}_{layer}", x, channels, 3, pad=1)
@@ -28,5 +29,5 @@ def vgg16(batch: int = 1, seed: int = SEED) -> Graph:
     x = net.linear("fc7", x, 4096)
     x = net.relu("relu7", x)
     x = net.dropout("drop7", x)
-    x = net.linear("logits", x, 1000, spread=LOGITS_SPREAD)  # fc8
+    x = net.linear("logits", x, classes, spread=LOGITS_SPREAD)  # fc8
     return net.finish(x)
