@@ -36,13 +36,17 @@ STEERING: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def write(graph: Graph) -> bytes:
+def write(graph: Graph, batch: str | None = None) -> bytes:
     """Return the Graph as an ONNX file; reading it gives a Graph of the same structure.
 
-    Raises UnsupportedOperator for a node that keeps a form which the file's opset has no longer, and NetworkError when
-    the file would be larger than the 2 GB that ONNX allows. Operators that ONNX does not have are spelt out in its own.
+    `batch` is the name of a free batch dimension, for a file that runs at any batch; None keeps the Graph's own. Raises
+    UnsupportedOperator for a node that keeps a form which the file's opset has no longer, and NetworkError when the
+    file would be larger than the 2 GB that ONNX allows, or the batch cannot be free. Operators that ONNX does not have
+    are spelt out in its own.
     """
     graph = decomposed(graph)
+    if batch is not None:
+        _check_free(graph)
     size = sum(array.nbytes for array in graph.constants.values())
     if size > LARGEST_BYTES:
         raise NetworkError(f"{graph.name}: expected weights below 2 GB, got {size} bytes; split the network")
@@ -55,6 +59,8 @@ def write(graph: Graph) -> bytes:
             nodes.append(_foreign(node, domains, graph.values))
             continue
         steering = _steering(node, graph.values)
+        if batch is not None and node.operator == "Reshape":
+            steering = [("shape", np.array((0, *integers(node, "shape")[1:]), np.int64))]  # 0: as the input has it
         names = []
         for key, array in steering:
             names.append("" if array is None else _new(f"{node.name}/{key}", taken))
@@ -65,9 +71,9 @@ def write(graph: Graph) -> bytes:
     proto = helper.make_graph(
         nodes,
         graph.name,
-        [_typed(graph.values[name]) for name in graph.inputs],
-        [_typed(graph.values[name]) for name in graph.outputs],
-        value_info=[_typed(graph.values[name]) for name in sorted(made - set(graph.outputs))],
+        [_typed(graph.values[name], batch) for name in graph.inputs],
+        [_typed(graph.values[name], batch) for name in graph.outputs],
+        value_info=[_typed(graph.values[name]) for name in sorted(made - set(graph.outputs)) if batch is None],
     )
     opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
     model = helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="perwatt")
@@ -76,8 +82,34 @@ def write(graph: Graph) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _typed(value: Value) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(value.name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+def _typed(value: Value, batch: str | None = None) -> onnx.ValueInfoProto:
+    shape = value.shape if batch is None else (batch, *value.shape[1:])
+    return helper.make_tensor_value_info(value.name, helper.np_dtype_to_tensor_dtype(value.dtype), shape)
+
+
+def _check_free(graph: Graph) -> None:
+    """Raise NetworkError unless every node keeps images apart along axis 0, and no target fixes how many they are."""
+    size = graph.values[graph.inputs[0]].shape[0]
+    if any(graph.values[name].shape[:1] != (size,) for name in (*graph.inputs, *graph.outputs)):
+        raise NetworkError(f"{graph.name}: expected inputs and outputs with the batch first, got others")
+    for node in graph.nodes:
+        if _fixes_batch(node, size, graph.values):
+            raise NetworkError(
+                f"{graph.name}: expected nodes that take any batch, got {node.operator} {node.name!r}, which fixes it; "
+                f"write the network with its batch of {size}"
+            )
+
+
+def _fixes_batch(node: Node, size: int, values: Mapping[str, Value]) -> bool:
+    rank = max(len(values[node.inputs[0]].shape), 1)
+    if node.operator == "Reshape":
+        target = integers(node, "shape")
+        return target[:1] != (size,) or values[node.inputs[0]].shape[:1] != (size,) or 0 in target
+    if node.operator == "Slice":
+        return any(axis % rank == 0 for axis in integers(node, "axes"))
+    if node.operator == "Split":
+        return integer(node, "axis") % rank == 0
+    return node.operator == "Resize"
 
 
 def _new(name: str, taken: set[str]) -> str:
