@@ -78,11 +78,13 @@ def build(plan: Plan, team: Team, packed: PackedArrays | None = None) -> Code:
     rows: list[tuple[int, int]] = []
     relocations: list[Relocation] = []
     step_of_row: list[int] = []
-    for repeat, position, call in _sequence(plan, calls):
+    for first_image, position, call in _sequence(plan, calls):
         rows.append((functions[call.function], len(words)))
         step_of_row.append(position)
         for word in call.words:
-            words.append(_resolve(plan, position, word, repeat, arena, scratch, packed, kept, relocations, len(words)))
+            words.append(
+                _resolve(plan, position, word, first_image, arena, scratch, packed, kept, relocations, len(words))
+            )
     arguments = np.array(words or [0], np.int64)
     table = np.zeros((len(rows), 4), np.int64)
     for number, (function, first) in enumerate(rows):
@@ -94,10 +96,11 @@ def build(plan: Plan, team: Team, packed: PackedArrays | None = None) -> Code:
 
 
 def _sequence(plan: Plan, calls: Sequence[tuple[int, Call]]) -> list[tuple[int, int, Call]]:
-    """Return (repeat, step, call) in the order in which they run: the imagewise part's repeats, then the rest."""
-    first = plan.placement.imagewise_steps
-    imagewise = [(repeat, p, call) for repeat in range(plan.placement.repeats) for p, call in calls if p < first]
-    return imagewise + [(0, p, call) for p, call in calls if p >= first]
+    """Return (first image, step, call) in the order in which they run."""
+    of_step: dict[int, list[Call]] = {}
+    for position, call in calls:
+        of_step.setdefault(position, []).append(call)
+    return [(first, p, call) for first, p in plan.placement.sequence() for call in of_step.get(p, ())]
 
 
 def _compile(plan: Plan, calls: Sequence[Call]) -> tuple[dict[str, int], list[NativeCode]]:
@@ -118,8 +121,8 @@ def emitter_digest() -> str:
 
 
 def _resolve(
-    plan: Plan, position: int, word: Word, repeat: int, arena: np.ndarray, scratch: np.ndarray, packed: PackedArrays,
-    kept: PackedArrays, relocations: list[Relocation], index: int,
+    plan: Plan, position: int, word: Word, first_image: int, arena: np.ndarray, scratch: np.ndarray,
+    packed: PackedArrays, kept: PackedArrays, relocations: list[Relocation], index: int,
 ) -> int:  # fmt: skip
     """Return the value of one word: a number, or an address."""
     match word:
@@ -127,11 +130,11 @@ def _resolve(
             step = plan.steps[position].step
             if name in step.constants:
                 return _resolve(
-                    plan, position, Packed(f"constant {name}", lambda: step.constants[name]), repeat, arena, scratch,
-                    packed, kept, relocations, index,
+                    plan, position, Packed(f"constant {name}", lambda: step.constants[name]), first_image, arena,
+                    scratch, packed, kept, relocations, index,
                 )  # fmt: skip
             place = plan.placement.places[name]
-            offset_bytes = 4 * (place.offset + repeat * plan.placement.images * place.image_floats)
+            offset_bytes = 4 * place.start(first_image)
             if place.buffer in plan.buffers:
                 return int(arena.ctypes.data) + 4 * plan.buffers[place.buffer] + offset_bytes
             relocations.append(Relocation(index, place.buffer, offset_bytes))
@@ -147,12 +150,12 @@ def _resolve(
             for name in names:
                 tensor = next(t for t in plan.steps[position].step.outputs if t.name == name)
                 first = _resolve(
-                    plan, position, Operand(name), repeat, arena, scratch, packed, kept, relocations, index
+                    plan, position, Operand(name), first_image, arena, scratch, packed, kept, relocations, index
                 )
                 assert first, "several outputs lie in the arena, never in a caller's array"
                 for block in range(-(-tensor.shape[1] // plan.steps[position].step.lanes)):
                     table.append((first + 4 * block * tensor.block_stride, tensor.image_stride))
-            places = kept[(position, f"places of repeat {repeat}")] = np.array(table, np.int64)
+            places = kept[(position, f"places of image {first_image}")] = np.array(table, np.int64)
             return int(places.ctypes.data)
         case Scratch(offset_bytes):
             return int(scratch.ctypes.data) + offset_bytes

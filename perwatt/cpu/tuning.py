@@ -33,7 +33,8 @@ def measure(
     (rounds done, rounds in all).
     """
     # One passage of the imagewise part tells as much as all of them.
-    placement = replace(placement, batch=placement.images)
+    if placement.levels:
+        placement = replace(placement, batch=placement.levels[-1].images)
     if considered is None:
         considered = consider(placement, KERNELS, workspace_bytes)
     timings: dict[Key, float] = {}

@@ -185,7 +185,7 @@ def _others(pool: Sequence[Candidate], choice: Candidate) -> list[tuple[str, str
 
 
 def _lifetimes(placement: Placement) -> dict[str, Lifetime]:
-    """Return when each buffer of the arena is alive. What outlives the imagewise part lives from its first repeat."""
+    """Return when each buffer of the arena is alive. What outlives a level lives from the level's first repeat."""
     caller = {placement.places[n].buffer for n in (*placement.inputs, *placement.outputs)}
     first: dict[str, int] = {}
     last: dict[str, int] = {}
@@ -196,9 +196,9 @@ def _lifetimes(placement: Placement) -> dict[str, Lifetime]:
             buffer = placement.places[tensor.name].buffer
             first.setdefault(buffer, position)
             last[buffer] = position
-    if placement.repeats > 1:
+    for level in placement.levels:
         for buffer, end in last.items():
-            if end >= placement.imagewise_steps and first[buffer] < placement.imagewise_steps:
+            if first[buffer] < level.end <= end:
                 first[buffer] = 0
     return {
         buffer: Lifetime(placement.buffer_floats[buffer], first[buffer], last[buffer])

@@ -4,10 +4,11 @@ Reorder steps are put in where layouts differ. Concat on channels becomes views 
 whole vectors, at any batch; reshapes that move nothing become views too.
 
 The first steps, as long as each image passes through them on its own, form the imagewise part: it can run repeatedly
-over a part of the batch (depth first, so that activations stay in cache), while the rest sees the whole batch at once.
+over a part of the batch (depth first, so that activations stay in cache; see levels.py), while the rest sees the whole
+batch at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from types import MappingProxyType
@@ -19,7 +20,10 @@ from perwatt.graph import Attribute, Graph, Node
 from perwatt.machine import Machine
 from perwatt.plan.algorithm import Layout, Step, Tensor
 from perwatt.plan.layouts import layout_of
+from perwatt.plan.levels import Level, images_of, nest, walk
 
+# Activations of a step that the caches shared by all cores surely hold, beside weights and working memory.
+FITS_BYTES = 6 * 2**20
 # Steps that treat each image on its own when their tensors are 4-D and blocked.
 IMAGEWISE = {
     "Reorder", "FusedConv", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN", "Concat",
@@ -30,20 +34,25 @@ IMAGEWISE = {
 class Place:
     """Where a tensor lies: a buffer's name, the offset of its first float in it, and floats from image to image.
 
-    `image_floats` is what a repeat of the imagewise part advances by, per image.
+    `images` is how many images the buffer holds: part of the batch where only steps of one level see it.
     """
 
     buffer: str
     offset: int
     image_floats: int
+    images: int
+
+    def start(self, first_image: int) -> int:
+        """Return the offset in floats of an image of the batch."""
+        return self.offset + first_image % self.images * self.image_floats
 
 
 @dataclass(frozen=True)
 class Placement:
     """The steps of a network on one machine, and where their tensors lie.
 
-    Buffers named after graph inputs and outputs belong to the caller, the others to the arena. The first
-    `imagewise_steps` steps run `repeats` times on `images` images each.
+    Buffers named after graph inputs and outputs belong to the caller, the others to the arena. Steps run in the order
+    of `sequence`.
     """
 
     steps: tuple[Step, ...]
@@ -52,13 +61,15 @@ class Placement:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     batch: int
-    images: int
-    imagewise_steps: int
+    levels: tuple[Level, ...]
 
-    @property
-    def repeats(self) -> int:
-        """How often the imagewise part runs."""
-        return self.batch // self.images
+    def sequence(self) -> Iterator[tuple[int, int]]:
+        """Yield (first image, position of the step) in the order in which the steps run."""
+        return walk(self.levels, self.batch, len(self.steps))
+
+    def repeats(self, position: int) -> int:
+        """Return how often a step runs for one batch."""
+        return self.batch // images_of(self.levels, self.batch, position)
 
 
 @dataclass
@@ -80,10 +91,10 @@ class _Draft:
         return self.machine.vector_floats
 
 
-def place(graph: Graph, machine: Machine, threads: int, images: int | None = None) -> Placement:
+def place(graph: Graph, machine: Machine, threads: int, images: Sequence[int] = ()) -> Placement:
     """Return the steps of a Graph that the passes have been applied to.
 
-    `images` is the part of the batch that the imagewise part takes at a time, a divisor of it; None: all of it.
+    `images` are the parts of the batch that the imagewise part takes at a time, see `levels.nest`; none: all of it.
     Raises UnsupportedOperator for what no kernel takes: tensors that are not float32, and empty ones.
     """
     _check(graph)
@@ -296,17 +307,13 @@ def _root(draft: _Draft, name: str) -> tuple[str, int]:
     return name, block
 
 
-def _settle(draft: _Draft, outputs: tuple[str, ...], images: int | None) -> Placement:
-    """Give views their strides, cut the imagewise part down to `images`, and place every tensor."""
+def _settle(draft: _Draft, outputs: tuple[str, ...], images: Sequence[int]) -> Placement:
+    """Give views their strides, cut the imagewise part into levels, and place every tensor."""
     graph, lanes = draft.graph, draft.lanes
     batch = batch_of(graph)
     imagewise = _imagewise_steps(draft, batch)
-    if images is None or imagewise == 0 or batch % images:
-        images = batch
-    inside = {n for step in draft.steps[:imagewise] for n in _names(step)}
-    outside = {n for step in draft.steps[imagewise:] for n in _names(step)} | set(outputs) | set(graph.inputs)
-    # A buffer seen from outside the imagewise part holds the whole batch.
-    whole_roots = {_root(draft, n)[0] for n in outside}
+    levels = nest([_image_bytes(step) for step in draft.steps[:imagewise]], images, batch, FITS_BYTES)
+    held = _images_held(draft, levels, batch, {*outputs, *graph.inputs})
     final: dict[str, Tensor] = {}
     places: dict[str, Place] = {}
     buffer_floats: dict[str, int] = {}
@@ -316,24 +323,26 @@ def _settle(draft: _Draft, outputs: tuple[str, ...], images: int | None) -> Plac
             continue
         root_name, block = _root(draft, name)
         root = draft.tensors[root_name]
-        part = images if root_name not in whole_roots and name in inside else tensor.shape[0] if tensor.shape else 1
-        root_images = images if root_name not in whole_roots and name in inside else root.shape[0] if root.shape else 1
-        root_final = dense(root_name, (root_images, *root.shape[1:]) if root.shape else (), root.layout, lanes)
+        count = held.get(root_name, batch)
+
+        def cut(shape: tuple[int, ...], count: int = count) -> tuple[int, ...]:
+            return (count, *shape[1:]) if shape and count < batch else shape
+
+        root_final = dense(root_name, cut(root.shape), root.layout, lanes)
         buffer_floats[root_name] = floats(root_final, lanes)
         offset = block * root_final.block_stride
         if name == root_name or tensor.layout == "plain" or len(tensor.shape) != 4:
-            own = dense(name, (part, *tensor.shape[1:]) if tensor.shape else (), tensor.layout, lanes)
-            final[name] = replace(own, shape=tensor.shape)
+            final[name] = replace(dense(name, cut(tensor.shape), tensor.layout, lanes), shape=tensor.shape)
         else:
             strides = root_final.image_stride, root_final.block_stride
             final[name] = Tensor(name, tensor.shape, tensor.layout, *strides)
-        places[name] = Place(root_name, offset, root_final.image_stride if root_name in whole_roots else 0)
+        places[name] = Place(root_name, offset, root_final.image_stride, count)
 
     def seen(tensor: Tensor | None, position: int) -> Tensor | None:
-        """A tensor as one step sees it: the imagewise part takes `images` at a time."""
+        """A tensor as one step sees it: as many images as the step takes at a time."""
         if tensor is None or tensor.name in graph.constants or position >= imagewise:
             return None if tensor is None else final[tensor.name]
-        return replace(final[tensor.name], shape=(images, *tensor.shape[1:]))
+        return replace(final[tensor.name], shape=(images_of(levels, batch, position), *tensor.shape[1:]))
 
     steps = tuple(
         replace(
@@ -343,7 +352,25 @@ def _settle(draft: _Draft, outputs: tuple[str, ...], images: int | None) -> Plac
         )
         for position, step in enumerate(draft.steps)
     )
-    return Placement(steps, places, buffer_floats, graph.inputs, outputs, batch, images, imagewise)
+    return Placement(steps, places, buffer_floats, graph.inputs, outputs, batch, levels)
+
+
+def _image_bytes(step: Step) -> int:
+    """Return the bytes of activations that a step reads and writes for one image."""
+    tensors = (t for t in (*step.inputs, *step.outputs) if t is not None and t.name not in step.constants)
+    return sum(4 * prod(t.shape[1:]) for t in tensors)
+
+
+def _images_held(draft: _Draft, levels: Sequence[Level], batch: int, callers: set[str]) -> dict[str, int]:
+    """Return how many images each buffer holds: as many as the outermost level takes that sees it."""
+    held: dict[str, int] = {}
+    for position, step in enumerate(draft.steps):
+        for name in _names(step):
+            root, _ = _root(draft, name)
+            held[root] = max(held.get(root, 0), images_of(levels, batch, position))
+    for name in callers:
+        held[_root(draft, name)[0]] = batch
+    return held
 
 
 def _names(step: Step) -> list[str]:

@@ -60,8 +60,10 @@ class Plan:
             f"plan of {self.name}: batch {p.batch}, {self.threads} threads, "
             f"arena {self.arena_floats * 4 / 2**20:.1f} MiB, workspace {self.scratch_bytes / 2**20:.1f} MiB"
         )
-        if p.repeats > 1:
-            yield f"steps 1 to {p.imagewise_steps} run {p.repeats} times on {p.images} images each"
+        start = 1
+        for level in p.levels:
+            yield f"steps {start} to {level.end} take {level.images} of {p.batch} images at a time"
+            start = level.end + 1
         for number, planned in enumerate(self.steps, 1):
             step = planned.step
             made = ", ".join(f"{'x'.join(map(str, t.shape))} {t.layout}" for t in step.outputs)

@@ -1,7 +1,8 @@
 """compile(): the one function that joins the rooms. Network -> Graph -> passes -> Plan -> Code -> Model."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Literal, get_args
@@ -32,7 +33,7 @@ def compile(
     workspace_bytes: int | None = None,
     tune: Tune = "measure",
     tune_limit_s: float = 12.0,
-    images: int | None = None,
+    images: int | Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Return a Model of a network on this machine.
@@ -42,7 +43,8 @@ def compile(
     tune: "measure" times the candidates of every step that was never timed on this machine and keeps the results,
     "again" times all of them anew, "estimate" measures nothing (results that are kept still count).
     tune_limit_s: no new round of timing begins after so many seconds.
-    images: how many images pass through the convolutions at a time; None chooses.
+    images: how many images pass through the convolutions at a time, or several such parts of the batch, the smaller
+    ones for the layers with large activations; None chooses.
     Raises NetworkError for files that cannot be read, UnsupportedOperator, PlanError, InputError.
     """
     graph = read_graph(source, batch)
@@ -118,11 +120,15 @@ def read_graph(source: str | Path | bytes | Graph, batch: int | None) -> Graph:
     return read(source, batch)
 
 
-def _images_at_a_time(graph: Graph, images: int | None) -> int | None:
+def _images_at_a_time(graph: Graph, images: int | Sequence[int] | None) -> tuple[int, ...]:
     """Return how many images to take through the convolutions at a time: activations then stay in the caches."""
     batch = batch_of(graph)
     if images is not None:
-        if images < 1 or batch % images:
-            raise InputError(f"images: expected a divisor of the batch {batch}, got {images}")
-        return images
-    return next((part for part in (8, 6, 4, 10, 5, 7) if batch % part == 0 and batch > part), None)
+        parts = (images,) if isinstance(images, int | np.integer) else tuple(images)
+        sizes: tuple[int, ...] = (*sorted(parts), batch)
+        for part, around in pairwise(sizes):
+            if part < 1 or around % part:
+                raise InputError(f"images: expected divisors of the batch {batch} and of each other, got {images}")
+        return parts
+    part = next((part for part in (8, 6, 4, 10, 5, 7) if batch % part == 0 and batch > part), batch)
+    return (2, part) if part % 2 == 0 else (part,)

@@ -58,7 +58,7 @@ def step_times(model: Model, repeats: int = 20, peak: Peak | None = None) -> lis
     placement = model.plan.placement
     rows = []
     for position, planned in enumerate(model.plan.steps):
-        runs = placement.repeats if position < placement.imagewise_steps else 1
+        runs = placement.repeats(position)
         spent, load = float(seconds[position]), model.work[position]
         operations = 2 * load.multiply_adds * runs
         moved = load.constant_bytes + load.tensor_bytes * runs

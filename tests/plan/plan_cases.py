@@ -27,7 +27,7 @@ def graph_of(write: Callable[[Net], Sequence[str]], batch: int = 1) -> Graph:
 
 
 def place_net(
-    write: Callable[[Net], Sequence[str]], batch: int, lanes: int = 16, threads: int = 2, images: int | None = None
+    write: Callable[[Net], Sequence[str]], batch: int, lanes: int = 16, threads: int = 2, images: Sequence[int] = ()
 ) -> Placement:
     return place(graph_of(write, batch), machine(lanes), threads, images)
 
@@ -48,8 +48,8 @@ def addresses(tensor: Tensor, lanes: int) -> np.ndarray:
 def check_memory(placement: Placement) -> None:
     """Walk the steps over a memory that remembers whose numbers it holds, and assert that nobody reads another's.
 
-    A number belongs to the tensor that owns the buffer (views write for it), and, where every repeat of the imagewise
-    part begins anew, to that repeat.
+    A number belongs to the tensor that owns the buffer (views write for it), and, where the buffer holds a part of the
+    batch, to its image.
     """
     plan = make("net", placement, KERNELS)
     lanes = plan.steps[0].step.lanes
@@ -60,29 +60,28 @@ def check_memory(placement: Placement) -> None:
         if name in callers:
             callers[name][:] = owners[name] * 1000
 
-    def cells(tensor: Tensor, repeat: int) -> tuple[np.ndarray, np.ndarray, int]:
+    def cells(tensor: Tensor, first_image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         where = placement.places[tensor.name]
-        start = where.offset + repeat * placement.images * where.image_floats
-        found = start + addresses(tensor, lanes)
+        found = where.start(first_image) + addresses(tensor, lanes)
         assert found.min() >= 0
         assert found.max() < placement.buffer_floats[where.buffer], f"{tensor.name} leaves the buffer of {where.buffer}"
-        token = owners[where.buffer] * 1000 + (repeat if where.image_floats == 0 else 0)
+        token = np.full(len(found), owners[where.buffer] * 1000)
+        if where.images < placement.batch:
+            token += first_image + np.arange(len(found)) // (len(found) // tensor.shape[0])
         if where.buffer in plan.buffers:
             return arena, plan.buffers[where.buffer] + found, token
         return callers[where.buffer], found, token
 
-    first = placement.imagewise_steps
-    order = [(repeat, step) for repeat in range(placement.repeats) for step in placement.steps[:first]]
-    order += [(0, step) for step in placement.steps[first:]]
-    for repeat, step in order:
+    for first_image, position in placement.sequence():
+        step = placement.steps[position]
         held = []
         for tensor in step.inputs:
             if tensor is not None and tensor.name not in step.constants:
-                memory, found, token = cells(tensor, repeat)
+                memory, found, token = cells(tensor, first_image)
                 assert (memory[found] == token).all(), f"{step.name} reads {tensor.name}, which is not there"
                 held.append((id(memory), found))
         for tensor in step.outputs:
-            memory, found, token = cells(tensor, repeat)
+            memory, found, token = cells(tensor, first_image)
             for other, read in held:
                 apart = other != id(memory) or read.max() < found.min() or found.max() < read.min()
                 assert apart or not np.isin(read, found).any(), f"{step.name} writes its own input"

@@ -14,6 +14,7 @@ from perwatt.graph import Builder, Graph
 from perwatt.networks import NETWORKS, build
 from perwatt.passes import apply
 from perwatt.plan import Placement, make, place
+from perwatt.plan import placement as placement_file
 from perwatt.plan.layouts import WIDEST_POOL
 
 
@@ -22,11 +23,16 @@ def operators(placement: Placement) -> list[str]:
 
 
 @pytest.mark.parametrize("lanes", [16, 8, 4])
-@pytest.mark.parametrize(("batch", "images"), [(1, None), (3, None), (6, 2), (4, 1)])
+@pytest.mark.parametrize(("batch", "images"), [(1, ()), (3, ()), (6, (2,)), (4, (1,)), (12, (1, 2, 6))])
 @pytest.mark.parametrize("write", NETS, ids=lambda write: write.__name__)
 def test_every_reader_finds_what_was_written_for_it(
-    write: Callable[[Net], Sequence[str]], batch: int, images: int | None, lanes: int
+    write: Callable[[Net], Sequence[str]],
+    batch: int,
+    images: Sequence[int],
+    lanes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(placement_file, "FITS_BYTES", 3000)  # such small networks would fit at any size
     check_memory(place_net(write, batch, lanes, images=images))
 
 
@@ -63,19 +69,20 @@ def test_reshapes_move_nothing() -> None:
 
 
 def test_the_imagewise_part_ends_where_images_meet() -> None:
-    placement = place_net(modules, 6, images=2)
-    assert (placement.images, placement.repeats) == (2, 3)
-    inside = operators(placement)[: placement.imagewise_steps]
+    placement = place_net(modules, 6, images=(2,))
+    (level,) = placement.levels
+    assert (level.images, placement.repeats(0), placement.repeats(level.end)) == (2, 3, 1)
+    inside = operators(placement)[: level.end]
     assert "FusedConv" in inside
     assert "FusedGemm" not in inside
-    assert all(t.shape[0] == 2 for step in placement.steps[: placement.imagewise_steps] for t in step.outputs)
+    assert all(t.shape[0] == 2 for step in placement.steps[: level.end] for t in step.outputs)
     whole = place_net(modules, 6)
     assert sum(placement.buffer_floats.values()) < sum(whole.buffer_floats.values())
 
 
 def test_a_part_that_does_not_divide_the_batch_is_the_whole_batch() -> None:
-    assert place_net(modules, 5, images=2).images == 5
-    assert place_net(perceptron, 4, images=2).images == 4  # no imagewise part
+    assert place_net(modules, 5, images=(2,)).levels == ()
+    assert place_net(perceptron, 4, images=(2,)).levels == ()  # no imagewise part
 
 
 def test_first_layers_read_the_callers_array() -> None:
