@@ -15,7 +15,9 @@ def floats(count: int) -> np.ndarray:
         raw = np.zeros(size + ALIGNMENT_BYTES, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT_BYTES
         return raw[start : start + size].view(np.float32)
-    region = mmap.mmap(-1, size + HUGE_PAGE_BYTES)
+    # Private: memory that processes could share gets no huge pages on most systems.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    region = mmap.mmap(-1, size + HUGE_PAGE_BYTES, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
     raw = np.frombuffer(region, np.uint8)

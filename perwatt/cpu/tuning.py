@@ -2,8 +2,9 @@
 
 Each round builds the network with the next candidate of every step at once and times all steps at their barriers. So a
 candidate meets the caches as they will be (weights that another layer has pushed out, input just written), and a whole
-network is tuned in as many runs as its longest shortlist has entries. A first sweep looks at every candidate briefly, a
-second one at the best few again, because a neighbour's burst may have hit the best.
+network is tuned in as many runs as its longest shortlist has entries. A first sweep looks at a tile or two of every
+algorithm briefly, a second one at more tiles of the fastest algorithms, a third one at the best few again, because a
+neighbour's burst may have hit the best.
 """
 
 import time
@@ -15,11 +16,14 @@ import numpy as np
 from perwatt.cpu.build import PackedArrays, build
 from perwatt.cpu.catalogue import KERNELS
 from perwatt.cpu.team import Team
-from perwatt.plan import Candidate, Considered, Placement, Timings, consider, make, shortlist, tile_key
+from perwatt.plan import Candidate, Considered, Placement, Timings, consider, deeper, make, shortlist, tile_key
+from perwatt.plan.make import PURSUED, PURSUED_TILES
 
 Key = tuple[int, str, tuple[tuple[str, int], ...]]
 FIRST_REPEATS, SECOND_REPEATS = 3, 7
 FINALISTS = 4
+# Packed weights of all candidates that are kept from round to round.
+MOST_PACKED_BYTES = 1 << 30
 
 
 def measure(
@@ -53,22 +57,33 @@ def measure(
         return timings
     packed: PackedArrays = {}
     stop = time.monotonic() + limit_s
-    for number in range(rounds):
-        if number and time.monotonic() > stop:
-            break
-        _round(placement, team, arrays, unknown, number, packed, FIRST_REPEATS, timings, considered)
-        if progress is not None:
-            progress(number + 1, rounds + FINALISTS)
-    finalists = [
-        sorted(entries, key=lambda c, p=position: timings.get(_key(p, c), float("inf")))[:FINALISTS]  # type: ignore[misc]
-        for position, entries in enumerate(unknown)
+    expected = rounds + PURSUED * PURSUED_TILES + FINALISTS
+    done = 0
+
+    def sweep(lists: Sequence[Sequence[Candidate]], repeats: int) -> None:
+        nonlocal done
+        for number in range(max(map(len, lists), default=0)):
+            if done and time.monotonic() > stop:
+                return
+            _round(placement, team, arrays, lists, number, packed, repeats, timings, considered)
+            done += 1
+            if progress is not None:
+                progress(min(done, expected), expected)
+
+    def timed(position: int) -> dict[tuple[str, tuple[tuple[str, int], ...]], float]:
+        return {(algorithm, tile): value for (p, algorithm, tile), value in timings.items() if p == position}
+
+    sweep(unknown, FIRST_REPEATS)
+    more = [
+        deeper(found, timed(p)) if fresh else []
+        for p, (fresh, (found, _)) in enumerate(zip(unknown, considered, strict=True))
     ]
-    for number in range(FINALISTS):
-        if time.monotonic() > stop:
-            break
-        _round(placement, team, arrays, finalists, number, packed, SECOND_REPEATS, timings, considered)
-        if progress is not None:
-            progress(rounds + number + 1, rounds + FINALISTS)
+    sweep(more, FIRST_REPEATS)
+    finalists = [
+        sorted([*fresh, *pursued], key=lambda c, p=position: timings.get(_key(p, c), float("inf")))[:FINALISTS]  # type: ignore[misc]
+        for position, (fresh, pursued) in enumerate(zip(unknown, more, strict=True))
+    ]
+    sweep(finalists, SECOND_REPEATS)
     return timings
 
 
@@ -93,6 +108,8 @@ def _round(
     code.bind({name: array.ctypes.data for name, array in arrays.items()})
     code.run()
     seconds = code.time_steps(repeats)
+    if sum(array.nbytes for array in packed.values()) > MOST_PACKED_BYTES:
+        packed.clear()  # packing again costs less than memory that may not be there
     # The lower quartile: neighbours on the machine only ever add time.
     for position, value in enumerate(np.quantile(seconds, 0.25, axis=0)):
         key = _key(position, plan.steps[position].choice)

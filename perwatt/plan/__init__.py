@@ -1,7 +1,7 @@
 """Graph and machine to Plan: every decision, with its reason."""
 
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Places, Scratch, Step, Tensor, Tile, Word
-from perwatt.plan.make import Considered, Timings, candidates, consider, make, shortlist, tile_key
+from perwatt.plan.make import Considered, Timings, candidates, consider, deeper, make, shortlist, tile_key
 from perwatt.plan.placement import Place, Placement, batch_of, place
 from perwatt.plan.plan import Candidate, Plan, PlannedStep, without_constants
 from perwatt.plan.work import Work, work
@@ -28,6 +28,7 @@ __all__ = [
     "batch_of",
     "candidates",
     "consider",
+    "deeper",
     "make",
     "place",
     "shortlist",

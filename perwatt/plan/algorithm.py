@@ -117,14 +117,14 @@ def _no_scratch(step: Step, tile: Tile) -> int:
     return 0
 
 
-def direct_error(step: Step) -> float:
+def direct_error(step: Step, run: int = 512) -> float:
     """Return the expected error of a dense step done directly in FP32: RMS of the error over RMS of the result.
 
-    Grows with the root of the reduction length, up to the length at which direct kernels usually split their sums.
+    Grows with the root of the reduction length (measured: 1.5e-8 of it), up to the length `run` at which sums split.
     Steps without products: 0.
     """
     weights = step.inputs[1] if step.operator in ("FusedConv", "FusedGemm") and len(step.inputs) > 1 else None
-    return 0.0 if weights is None else 6.3e-9 * sqrt(min(prod(weights.shape[1:]), 512))
+    return 0.0 if weights is None else 1.5e-8 * sqrt(min(prod(weights.shape[1:]), run))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,11 @@ Catalogue = Sequence[Algorithm]
 # Measured seconds of (position of the step, algorithm, tile as sorted pairs).
 Timings = Mapping[tuple[int, str, tuple[tuple[str, int], ...]], float]
 MOST_CANDIDATES = 12
-# How much larger the whole network's expected rounding error may be than that of direct FP32 arithmetic.
-ERROR_BUDGET = 3.0
+# The second sweep times so many more tiles of so many algorithms.
+PURSUED, PURSUED_TILES = 2, 3
+# How much larger the whole network's expected rounding error may be than that of direct FP32 arithmetic, whose usual
+# kernels split their sums at such a length. Five times is the limit that answers are held to.
+ERROR_BUDGET, USUAL_RUN = 4.0, 192
 
 
 def tile_key(tile: Tile) -> tuple[tuple[str, int], ...]:
@@ -78,17 +81,31 @@ def consider(placement: Placement, catalogue: Catalogue, workspace_bytes: int | 
 
 
 def shortlist(found: Sequence[Candidate], most: int = MOST_CANDIDATES) -> list[Candidate]:
-    """Return the candidates worth timing: the best few of each algorithm, then the best of all."""
+    """Return the candidates worth timing first: the best of each algorithm, then the second best of each, and so on."""
     best = found[0].estimated_s
     by_algorithm: dict[str, list[Candidate]] = {}
     for candidate in found:
         by_algorithm.setdefault(candidate.algorithm, []).append(candidate)
+    able = [group for group in by_algorithm.values() if group[0].estimated_s < 3 * best]
+    turns = [group[rank] for rank in range(2) for group in able if rank < len(group)]
+    return sorted(turns[:most], key=lambda candidate: candidate.estimated_s)
+
+
+def deeper(
+    found: Sequence[Candidate], timed: Mapping[tuple[str, tuple[tuple[str, int], ...]], float]
+) -> list[Candidate]:
+    """Return the candidates worth timing next: more tiles of the algorithms that were fastest in the first sweep.
+
+    `timed`: seconds by algorithm and tile.
+    """
+    fastest: dict[str, float] = {}
+    for (algorithm, _), seconds in timed.items():
+        fastest[algorithm] = min(seconds, fastest.get(algorithm, seconds))
     picked: list[Candidate] = []
-    for group in by_algorithm.values():
-        if group[0].estimated_s < 3 * best:
-            picked += group[:4]
-    picked.sort(key=lambda candidate: candidate.estimated_s)
-    return picked[:most]
+    for algorithm in sorted(fastest, key=lambda name: fastest[name])[:PURSUED]:
+        more = [c for c in found if c.algorithm == algorithm and (algorithm, tile_key(c.tile)) not in timed]
+        picked += more[:PURSUED_TILES]
+    return picked
 
 
 def make(
@@ -138,7 +155,7 @@ def within_budget(steps: Sequence[Step], pools: Sequence[Sequence[Candidate]], e
     Errors of steps add as squares. Where even the most exact candidates exceed the budget, they are what is returned.
     """
     chosen = [pool[0] for pool in pools]
-    allowed = error_budget**2 * sum(direct_error(step) ** 2 for step in steps)
+    allowed = error_budget**2 * sum(direct_error(step, USUAL_RUN) ** 2 for step in steps)
     total = sum(candidate.error**2 for candidate in chosen)
     while total > allowed:
         swaps = []

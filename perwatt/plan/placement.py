@@ -23,7 +23,7 @@ from perwatt.plan.layouts import layout_of
 from perwatt.plan.levels import Level, images_of, nest, walk
 
 # Activations of a step that the caches shared by all cores surely hold, beside weights and working memory.
-FITS_BYTES = 6 * 2**20
+FITS_BYTES = 10 * 2**20
 # Steps that treat each image on its own when their tensors are 4-D and blocked.
 IMAGEWISE = {
     "Reorder", "FusedConv", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN", "Concat",

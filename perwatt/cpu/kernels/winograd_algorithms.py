@@ -1,7 +1,7 @@
 """Winograd as algorithms a plan can choose: F(2,3), F(4,3), F(6,3), F(2,5), F(4,5), each fused, shared or staged."""
 
 from functools import partial
-from math import sqrt
+from math import prod, sqrt
 from typing import Literal
 
 import numpy as np
@@ -29,6 +29,8 @@ from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, St
 
 Mode = Literal["fused", "shared", "staged"]
 MODES: tuple[Mode, ...] = ("fused", "shared", "staged")
+# Of one core, between L2 and the cache behind it, for the transforms' scattered planes.
+SPILLED_BYTES_PER_S = 20e9
 
 
 def accepts(outputs: int, taps: int, mode: Mode, step: Step) -> str | None:
@@ -132,16 +134,19 @@ def seconds(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> floa
     # About α additions or multiplications for each of α² values, twice (columns and rows), at half the FMA rate.
     transforms = 4 * planes * size * count * (c.channels + 1.5 * c.outputs) * balance / (rate * step.threads)
     weights = 4 * planes * reduction * starts * columns * lanes
-    # A block's passage reads all the weights, from memory the first time, from cache afterwards.
+    # A block's passage reads all the weights, from memory the first time, from L2 or the cache behind it afterwards.
     apart = mode != "fused"
     passages = chunks if apart else -(-chunks // step.threads)
     memory = weights / MEMORY_BYTES_PER_S / (min(step.threads, 2) if apart else 1) * (1.0 if c.images == 1 else 0.3)
     cache = weights * passages / (step.threads if apart else 1)
+    spilled = 0.0
     if mode == "staged":  # transformed inputs and products go through the outer caches, there and back
-        cache += 8 * planes * count * (c.channels + c.outputs) / step.threads
-    elif mode == "shared":  # every group of channels reads all the transformed inputs
-        cache += 4 * planes * count * reduction * starts / step.threads / 4
-    return max(products, cache / CACHE_BYTES_PER_S) + 0.7 * memory + transforms
+        spilled = 8 * planes * count * (c.channels + c.outputs) / step.threads
+    elif mode == "shared":  # so do the transformed inputs, and a group's products where they do not fit L2
+        own = 4 * planes * count * columns * lanes
+        spilled = 8 * planes * count * c.channels / step.threads
+        spilled += 2 * own * starts / step.threads * (own > 0.5 * (step.machine.l2_bytes or 1 << 20))
+    return max(products, cache / CACHE_BYTES_PER_S) + spilled / SPILLED_BYTES_PER_S + 0.7 * memory + transforms
 
 
 def _plane_floats(step: Step, c: Convolution, tile: Tile) -> int:
@@ -236,9 +241,10 @@ def _pack(outputs: int, step: Step, c: Convolution, starts: np.ndarray, tile: Ti
 
 
 def error(outputs: int, taps: int, step: Step) -> float:
-    """Return the expected error: the transforms' own, and that of adding up the input channels."""
-    channels = operand(step, 1).shape[1]
-    return sqrt(ERRORS[(outputs, taps)] ** 2 + (6.3e-9**2) * channels)
+    """Return the expected error: the transforms' own, and that of adding up the channels after space to depth."""
+    channels = operand(step, 1).shape[1] * prod(read_convolution(step).strides)
+    transforms, each = ERRORS[(outputs, taps)]
+    return sqrt(transforms**2 + each**2 * channels)
 
 
 def _algorithm(outputs: int, taps: int, mode: Mode) -> Algorithm:
