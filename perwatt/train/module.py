@@ -74,13 +74,13 @@ class TrainingForm(nn.Module):  # type: ignore[misc]  # PyTorch is read as untyp
         answers = self._run(images, self._every_step, self._answers)
         return answers if len(answers) > 1 else answers[0]
 
-    @torch.no_grad()
     def answer(self, images: Tensor) -> Tensor:
         """Return what the deployed network returns for the images, [batch, values], with its closing Softmax if any."""
         mode = self.training
         self.eval()
         try:
-            return self._run(images, self._deployed_steps, self.graph.outputs[:1])[0]
+            with torch.no_grad():
+                return self._run(images, self._deployed_steps, self.graph.outputs[:1])[0]
         finally:
             self.train(mode)
 
