@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 import typer
 
-from perwatt import __version__
+from perwatt import __version__, cli_serve
 from perwatt.errors import InputError, PerwattError
 
 if TYPE_CHECKING:
@@ -493,6 +493,9 @@ def data(
 
     if not show_data(source, picture, console(), console(stderr=True), as_json=as_json):
         raise typer.Exit(EXIT_FAULT)
+
+
+app.command("serve")(cli_serve.serve)
 
 
 @app.command()
