@@ -66,7 +66,7 @@ def _walk(part: Any, words: list[str], numbers: list[np.ndarray], scores: dict[s
     if isinstance(part, dict):
         score = next((part[name] for name in _SCORES if isinstance(part.get(name), int | float)), None)
         if "label" in part and score is not None:
-            scores[str(part["label"])] = float(score)
+            scores[f"{part.get('index', '')}:{part['label']}"] = float(score)
             return
         for name, inner in part.items():
             if name == "shape":

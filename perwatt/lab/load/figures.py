@@ -62,14 +62,14 @@ def digest(record: LoadRecord) -> str:
 def figures_of(run: Run, shots: Sequence[ShotFacts]) -> RunFigures:
     """Return the figures of a run from its samples."""
     samples = unpack_samples(run.samples)
-    names = outcomes(samples, shots, run.deadline_s)
+    names = outcomes(samples, shots, good_within_s(run))
     latency_s = latencies_s(samples)
     window_s = window(run, samples)
     right = np.isin(names, (_NUMBER["good"], _NUMBER["late"]))
     done_s = samples.done_ns * 1e-9
     answered = latency_s[right]
     late_s = np.maximum(samples.released_ns - samples.due_ns, 0) * 1e-9
-    reason = behind(run, answered, latency_s[right] - late_s[right], late_s)
+    reason = behind(run, samples)
     plain = np.asarray([shot.behaviour == "plain" and 200 in shot.expects for shot in shots])[samples.shot]
     bounded = np.where(right, latency_s, math.inf)[plain & (samples.status != generator.UNFINISHED)]
     kept_up = reason is None
@@ -99,8 +99,13 @@ def figures_of(run: Run, shots: Sequence[ShotFacts]) -> RunFigures:
     )
 
 
-def outcomes(samples: Samples, shots: Sequence[ShotFacts], deadline_s: float | None) -> np.ndarray:
-    """Return the outcome of each request as an index of OUTCOMES."""
+def good_within_s(run: Run) -> float | None:
+    """Return within what time a right answer is good: the deadline, else the p99 limit, else any."""
+    return run.deadline_s if run.deadline_s is not None else run.limit_s
+
+
+def outcomes(samples: Samples, shots: Sequence[ShotFacts], within_s: float | None) -> np.ndarray:
+    """Return the outcome of each request as an index of OUTCOMES; a right answer after `within_s` is late."""
     found = np.full(len(samples.status), _NUMBER["other"], dtype=np.int64)
     status = samples.status.astype(np.int64)
     found[(status >= 400) & (status < 500)] = _NUMBER["rejected"]
@@ -108,7 +113,7 @@ def outcomes(samples: Samples, shots: Sequence[ShotFacts], deadline_s: float | N
     for code, name in (_WITHOUT_STATUS | _OF_STATUS).items():
         found[status == code] = _NUMBER[name]
     ok = status == 200
-    in_time = np.ones(len(ok), dtype=bool) if deadline_s is None else latencies_s(samples) <= deadline_s
+    in_time = np.ones(len(ok), dtype=bool) if within_s is None else latencies_s(samples) <= within_s
     found[ok & in_time] = _NUMBER["good"]
     found[ok & ~in_time] = _NUMBER["late"]
     found[ok & (samples.verdict == WRONG)] = _NUMBER["wrong"]
@@ -145,25 +150,26 @@ def rate(done_s: np.ndarray, window_s: float) -> Estimate:
     return Estimate(value=value, low=max(0.0, value - half), high=value + half)
 
 
-def behind(run: Run, from_due: np.ndarray, from_released: np.ndarray, late_s: np.ndarray) -> str | None:
+def behind(run: Run, samples: Samples) -> str | None:
     """Return why nothing may be concluded about the server, or None when the generator kept up.
 
-    Its lateness is part of every latency. While it moves no percentile by much, latencies are the server's; the same
-    thread takes the answers, so that one which is late to send is as late to see them.
+    Its lateness is part of every latency. While it moves no percentile of all requests by much, latencies are the
+    server's; the same thread takes the answers, so that one which is late to send is as late to see them. A machine
+    that stands still for a while shows here too, for it stops the generator with the server.
     """
-    share = run.processor_s / run.wall_s
-    if share > MOST_GENERATOR_SHARE and run.mode == "open":
-        return f"the generator used {100 * share:.0f} % of the one core it can use"
     if run.mode == "closed":
         return None
+    share = run.processor_s / run.wall_s
+    if share > MOST_GENERATOR_SHARE:
+        return f"the generator used {100 * share:.0f} % of the one core it can use"
+    done = samples.done_ns >= 0
+    if not np.any(done):
+        return None
+    from_due_s = (samples.done_ns - samples.due_ns)[done] * 1e-9
+    late_s = np.maximum(samples.released_ns - samples.due_ns, 0)[done] * 1e-9
     for percentile in (50, 99):
-        if not len(from_due):
-            if len(late_s) and np.percentile(late_s, percentile) > LATENESS_S:
-                return f"the generator's own lateness is {1e3 * np.percentile(late_s, percentile):.1f} ms at " \
-                       f"p{percentile}"  # fmt: skip
-            continue
-        whole = float(np.percentile(from_due, percentile))
-        moved = whole - float(np.percentile(from_released, percentile))
+        whole = float(np.percentile(from_due_s, percentile))
+        moved = whole - float(np.percentile(from_due_s - late_s, percentile))
         if moved > max(LATENESS_S, LATENESS_SHARE * whole):
             return f"the generator's own lateness makes {1e3 * moved:.1f} of {1e3 * whole:.1f} ms at p{percentile}"
     return None

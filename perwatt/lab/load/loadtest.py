@@ -69,7 +69,14 @@ def run_loadtest(request: LoadRequest, report: Report) -> LoadRecord:
     )
     judge = asked_alone(prepared, settings, bench, request.tolerance, keep=request.check)
     if request.find_max:
-        find_max(bench, prepared, settings, judge)
+        find_max(
+            bench,
+            settings,
+            lambda probe, rate, label, give_up: open_run(
+                bench, prepared, probe, rate, judge, label=label, give_up=give_up
+            ),
+            lambda brief, lanes: closed_run(bench, prepared, brief, lanes, judge, label="saturation"),
+        )
     elif request.concurrency is not None:
         closed_run(bench, prepared, settings, request.concurrency, judge)
     else:

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from perwatt.lab.load.figures import OUTCOMES, latencies_s, outcomes
+from perwatt.lab.load.figures import LIMIT_PERCENTILE, OUTCOMES, good_within_s, latencies_s, outcomes
 from perwatt.lab.load.record import LoadRecord, Run, ShotFacts, unpack_samples
 from perwatt.lab.notation import number_text
 from perwatt.lab.pictures import INK, STYLE, laid_out, png, svg
@@ -69,7 +69,7 @@ def distribution(record: LoadRecord) -> Figure | None:
         shades = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C6D31")
         for run, colour in zip(runs, shades, strict=False):
             samples = unpack_samples(run.samples)
-            names = outcomes(samples, _shots(record, run), run.deadline_s)
+            names = outcomes(samples, _shots(record, run), good_within_s(run))
             right = np.isin(names, (OUTCOMES.index("good"), OUTCOMES.index("late")))
             ordered = np.sort(latencies_s(samples)[right]) * 1000
             above = 1 - np.arange(len(ordered)) / len(ordered)
@@ -80,7 +80,7 @@ def distribution(record: LoadRecord) -> Figure | None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         _milliseconds(axes, "x")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("latency from the due time, ms")
         axes.set_ylabel("right answers that took longer")
@@ -120,7 +120,7 @@ def rate_against_goodput(record: LoadRecord) -> Figure | None:
                 capsize=2,
                 **mark,
             )
-            bound = _p99(run, _shots(record, run))
+            bound = _p99(record, run)
             if bound is not None:
                 right.plot([run.rate or 0], [1000 * bound], **mark)
         right.axhline(1000 * search.limit_s, **_LIMIT)
@@ -181,7 +181,7 @@ def _title(run: Run) -> str:
 
 def _dots(axes: Axes, run: Run, shots: Sequence[ShotFacts]) -> dict[str, Any]:
     samples = unpack_samples(run.samples)
-    names = outcomes(samples, shots, run.deadline_s)
+    names = outcomes(samples, shots, good_within_s(run))
     due_s, latency_ms = samples.due_ns * 1e-9, 1000 * latencies_s(samples)
     drawn: dict[str, Any] = {}
     for name, (colour, mark, members) in GROUPS.items():
@@ -208,17 +208,20 @@ def _dots(axes: Axes, run: Run, shots: Sequence[ShotFacts]) -> dict[str, Any]:
     return drawn
 
 
-def _p99(run: Run, shots: Sequence[ShotFacts]) -> float | None:
-    """Return the plain p99 of right answers: a point of a picture, also where the samples carry no bound."""
+def _p99(record: LoadRecord, run: Run) -> float | None:
+    """Return the bound of p99 that the limit was held against, or the plain p99 where the samples carry no bound."""
+    for each in run.figures.percentiles:
+        if each.percentile == LIMIT_PERCENTILE:
+            return each.latency_s
     samples = unpack_samples(run.samples)
-    names = outcomes(samples, shots, run.deadline_s)
+    names = outcomes(samples, _shots(record, run), good_within_s(run))
     right = np.isin(names, (OUTCOMES.index("good"), OUTCOMES.index("late")))
     return float(np.percentile(latencies_s(samples)[right], 99)) if right.any() else None
 
 
 def _milliseconds(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axis.get_view_interval()
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     narrow = high < 30 * max(low, 1e-9)
     axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value, 1)))
     axis.set_minor_formatter(

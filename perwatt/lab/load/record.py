@@ -127,7 +127,8 @@ class Run(_Part):
     """One run against one target. Times are monotonic seconds, `start_s` since the Record's start.
 
     `mode` open: Poisson arrivals at `rate` for `seconds`; closed: `concurrency` lanes, each asking again when answered.
-    A request is good when answered within `deadline_s`; `limit_s` is the p99 limit that `holds` judges. `round` pairs
+    A request is good when answered rightly within `deadline_s`, or without one within `limit_s`, the p99 limit that
+    `holds` judges. `round` pairs
     runs that took turns. `wall_s` and `processor_s` are the generator's. `gave_up`: the rest was not sent, for the
     limit could no longer be kept.
     """

@@ -5,12 +5,10 @@ import time
 from collections.abc import Callable
 
 from perwatt.lab.bench import Progress
-from perwatt.lab.load.answers import Judge
 from perwatt.lab.load.figures import allowed, concluded
 from perwatt.lab.load.generator import Generator
-from perwatt.lab.load.record import Search
-from perwatt.lab.load.runs import Bench, Settings, closed_run, open_run
-from perwatt.lab.load.target import Prepared
+from perwatt.lab.load.record import Run, Search
+from perwatt.lab.load.runs import Bench, Settings
 from perwatt.lab.statistics import fewest_runs
 
 RESOLUTION = 0.05
@@ -23,10 +21,19 @@ FEWEST_REQUESTS = fewest_runs(99.0, 3)
 _FIRST = 0.8  # of the saturated rate: arrivals are uneven, and a queue needs room for that
 _GROW = 1.5
 LONGEST_PROBE_S = 120.0
+BUSY_SHARE = 0.5  # of a core: a generator that is late for lack of its own speed uses more
+MOST_STALLS = 3
 
 
-def find_max(bench: Bench, prepared: Prepared, settings: Settings, judge: Judge | None = None) -> Search:
+GiveUp = Callable[[Generator], bool]
+Send = Callable[[Settings, float, str, GiveUp], Run]
+Saturate = Callable[[Settings, int], Run]
+
+
+def find_max(bench: Bench, settings: Settings, send: Send, saturate: Saturate, rest_s: float = REST_S) -> Search:
     """Search the rate and add probes and conclusion to the bench.
+
+    `send` makes an open run at a rate and `saturate` a closed one; both add it to the bench.
 
     The interval shrinks until its ends are within RESOLUTION of each other. A probe that the generator could not keep
     up with ends the search upwards: what lies above is its own limit, not the server's.
@@ -47,8 +54,9 @@ def find_max(bench: Bench, prepared: Prepared, settings: Settings, judge: Judge 
         return bench.search
 
     state()
-    saturated = _saturation(bench, prepared, settings, judge)
+    saturated = _saturation(bench, settings, saturate)
     ceiling = math.inf
+    stalls = 0
     rate = max(_FIRST * saturated, 1.0 / LONGEST_PROBE_S)
     for number in range(MOST_PROBES):
         if bench.partial_reason is not None:
@@ -62,11 +70,15 @@ def find_max(bench: Bench, prepared: Prepared, settings: Settings, judge: Judge 
             timeout_s=settings.timeout_s,
             connections=settings.connections,
         )
-        time.sleep(REST_S)
-        run = open_run(bench, prepared, probe, rate, judge, label=f"probe {number + 1}", give_up=_hopeless(probe, rate))
+        time.sleep(rest_s)
+        run = send(probe, rate, f"probe {number + 1}", _hopeless(probe, rate))
         probes.append(len(bench.runs) - 1)
         found = state()
-        if not run.figures.kept_up and (found.failed is None or rate < found.failed):
+        if not run.figures.kept_up:
+            # Busy: what lies above is the generator's limit. Else the machine stood still for a while: once more.
+            stalls += 1
+            if run.figures.generator_share < BUSY_SHARE and stalls <= MOST_STALLS:
+                continue
             ceiling = min(ceiling, rate)
         upper = min(found.failed or math.inf, ceiling)
         if found.held is not None and upper <= found.held * (1 + RESOLUTION):
@@ -92,17 +104,17 @@ def probe_seconds(rate: float, asked_s: float) -> float:
     return min(max(asked_s, 1.05 * FEWEST_REQUESTS / rate), max(LONGEST_PROBE_S, asked_s))
 
 
-def _saturation(bench: Bench, prepared: Prepared, settings: Settings, judge: Judge | None) -> float:
+def _saturation(bench: Bench, settings: Settings, saturate: Saturate) -> float:
     """Return about what rate the server reaches when it is never without work."""
     bench.report(Progress("saturate the server for a first guess", 0.0, SATURATION_S))
     brief = Settings(
         seconds=SATURATION_S, seed=settings.seed, timeout_s=settings.timeout_s, connections=settings.connections
     )
-    run = closed_run(bench, prepared, brief, min(FIRST_LANES, settings.connections), judge, label="saturation")
+    run = saturate(brief, min(FIRST_LANES, settings.connections))
     return max(run.figures.answers_per_s.value, 1.0 / LONGEST_PROBE_S)
 
 
-def _hopeless(probe: Settings, rate: float) -> Callable[[Generator], bool]:
+def _hopeless(probe: Settings, rate: float) -> GiveUp:
     """Return a function that says whether a probe has already failed, whatever comes: the rest need not be sent."""
     may_fail = allowed(math.ceil(rate * probe.seconds))
     limit_ns = (probe.limit_s or 0.0) * 1e9

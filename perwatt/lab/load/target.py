@@ -161,7 +161,7 @@ def tensor_shot(
 def _deadline(asking: Asking) -> tuple[tuple[str, str], ...]:
     if asking.deadline_s is None:
         return ()
-    return ((DEADLINE_HEADER, f"{1000 * asking.deadline_s:g}"),)
+    return ((DEADLINE_HEADER, str(max(1, round(1000 * asking.deadline_s)))),)
 
 
 def _asked(where: Address, asking: Asking) -> tuple[str | None, tuple[str, ...]]:
