@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 import typer
 
-from perwatt import __version__, cli_serve
+from perwatt import __version__, cli_package, cli_serve
 from perwatt.errors import InputError, PerwattError
 
 if TYPE_CHECKING:
@@ -495,6 +495,9 @@ def data(
         raise typer.Exit(EXIT_FAULT)
 
 
+app.command("package")(cli_package.make)
+app.command("inspect")(cli_package.inspect)
+app.command("run")(cli_package.run)
 app.command("serve")(cli_serve.serve)
 
 

@@ -155,19 +155,25 @@ def _conv(inputs: list[Any], attributes: Mapping[str, Any]) -> np.ndarray:
     x, weights = inputs[:2]
     group = attributes.get("group", 1)
     filters, depth = weights.shape[:2]
-    total: Any = 0
+    *_, sizes = _window(x.shape[2:], weights.shape[2:], attributes)
+    total = np.zeros((len(x), filters, *sizes), dtype=x.dtype)
+    part = np.empty_like(total)
     for row, column, seen in _taps(x, weights.shape[2:], attributes, 0.0):
-        images, _, high, wide = seen.shape
         tap = weights[:, :, row, column]
         if depth == 1:
             repeated = np.repeat(seen, filters // group, axis=1) if filters > group else seen
-            total = total + repeated * tap.reshape(1, filters, 1, 1)
+            np.multiply(repeated, tap.reshape(1, filters, 1, 1), out=part)
         else:
-            grouped = np.ascontiguousarray(seen).reshape(images, group, depth, high * wide)
-            product_ = tap.reshape(1, group, filters // group, depth) @ grouped
-            total = total + product_.reshape(images, filters, high, wide)
-    bias = inputs[2] if len(inputs) > 2 else None
-    return np.asarray(total if bias is None else total + bias.reshape(1, -1, 1, 1))
+            grouped = np.ascontiguousarray(seen).reshape(len(x), group, depth, -1)
+            np.matmul(
+                tap.reshape(1, group, filters // group, depth),
+                grouped,
+                out=part.reshape(len(x), group, filters // group, -1),
+            )
+        total += part
+    if len(inputs) > 2 and inputs[2] is not None:
+        total += inputs[2].reshape(1, -1, 1, 1)
+    return total
 
 
 def _max_pool(inputs: list[Any], attributes: Mapping[str, Any]) -> np.ndarray:

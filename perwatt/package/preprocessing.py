@@ -4,7 +4,7 @@ The definition, in order:
   1. decode to upright 8-bit RGB (photograph.py defines every case);
   2. resize with antialiasing (Pillow's filters, whose support grows with the reduction) and cut out the centre, by
      one of three rules:
-       "short side"  both sides by one factor so that the short side is `resize_to`; the long side is cut down to
+       "short-side"  both sides by one factor so that the short side is `resize_to`; the long side is cut down to
                      whole pixels; then the centre, rounding half to even
        "squash"      both sides to `resize_to`, whatever the photograph's shape, then the centre
        "crop"        the centre's box is cut from the photograph first, `size` / `resize_to` of the largest box of the
@@ -56,7 +56,7 @@ __all__ = [
 
 Interpolation = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 ChannelOrder = Literal["rgb", "bgr", "grey"]
-Resize = Literal["short side", "squash", "crop"]
+Resize = Literal["short-side", "squash", "crop"]
 Crop = tuple[float, float, float, float]
 FILTERS = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 MOST_SIDE = 8192
@@ -77,7 +77,7 @@ class Preprocessing:
     channel_order: ChannelOrder
     mean: tuple[float, ...]
     scale: tuple[float, ...]
-    resize: Resize = "short side"
+    resize: Resize = "short-side"
 
     def __post_init__(self) -> None:
         if min(self.size) < 1 or self.resize_to < min(self.size):
