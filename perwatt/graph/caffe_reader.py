@@ -54,6 +54,17 @@ class Imported:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class CaffeFiles:
+    """What Caffe's files hold, before a Graph is made of it for some batch."""
+
+    name: str
+    wiring: Wiring
+    weights: Mapping[str, tuple[Blob, ...]]
+    mean: np.ndarray | None
+    reading: Reading | None
+
+
 def read_caffe(
     prototxt: str | Path,
     caffemodel: str | Path,
@@ -71,8 +82,13 @@ def read_caffe(
     of the input instead of the prototxt's. outputs: blobs to end at; what does not lead to them is dropped.
     Raises NetworkError for files that cannot be used and InputError for arguments that cannot.
     """
-    if mean_as not in get_args(MeanAs):
-        raise InputError(f"mean_as: expected image or values, got {mean_as!r}")
+    return build(load(prototxt, caffemodel, mean, outputs), batch, shape, mean_as)
+
+
+def load(
+    prototxt: str | Path, caffemodel: str | Path, mean: str | Path | None = None, outputs: Sequence[str] = ()
+) -> CaffeFiles:
+    """Return the files' content, checked as far as that goes without shapes. Raises NetworkError."""
     path = Path(prototxt)
     network = parse(path)
     kept, left = layers_of(network, str(path))
@@ -80,32 +96,39 @@ def read_caffe(
     _check_known(wiring, str(path))
     weights = read_weights(Path(caffemodel))
     _check_weighted(wiring, weights, str(caffemodel))
-    reading = reading_of([*kept, *left])
     average = None if mean is None else read_mean(Path(mean))
-    inside = average is not None and mean_as == "image"
-    scale = reading.scale if reading is not None else 1.0
-    writing = _Writing(_printable(network.name) or path.stem, wiring, weights)
+    name = _printable(network.name) or path.stem
+    return CaffeFiles(name, wiring, weights, average, reading_of([*kept, *left]))
+
+
+def build(
+    files: CaffeFiles, batch: int | None = 1, shape: tuple[int, ...] | None = None, mean_as: MeanAs = "image"
+) -> Imported:
+    """Return the network of files that are loaded; arguments and errors as for `read_caffe`."""
+    if mean_as not in get_args(MeanAs):
+        raise InputError(f"mean_as: expected image or values, got {mean_as!r}")
+    if batch is not None and batch < 1:
+        raise InputError(f"batch: expected a whole number from 1 up, got {batch}; use 1 for one image at a time")
+    mean, reading, wiring = files.mean, files.reading, files.wiring
+    writing = _Writing(files.name, wiring, files.weights)
     for place in wiring.needed:
         if is_source(wiring.layers[place].type):
             writing.source(place, shape, batch)
-    if inside:
-        assert average is not None
-        writing.subtract(average, scale)
+    if mean is not None and mean_as == "image":
+        writing.subtract(mean, 1.0 if reading is None else reading.scale)
     for place in wiring.needed:
         if not is_source(wiring.layers[place].type):
             writing.layer(place)
-    values = (
-        None if average is None else tuple(float(value) for value in average.reshape(len(average), -1).mean(axis=1))
-    )
+    values = None if mean is None else tuple(float(value) for value in mean.reshape(len(mean), -1).mean(axis=1))
     return Imported(
         writing.finish(),
         tuple(writing.rows),
         wiring.dropped,
         values,
-        inside,
+        mean is not None and mean_as == "image",
         reading,
-        tuple(name for name in weights if name not in writing.used),
-        _notes(weights, writing.used),
+        tuple(name for name in files.weights if name not in writing.used),
+        _notes(files.weights, writing.used),
     )
 
 
