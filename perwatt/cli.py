@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 import typer
 
-from perwatt import __version__, cli_package, cli_serve
+from perwatt import __version__, cli_evaluate, cli_import, cli_package, cli_serve, cli_train
 from perwatt.errors import InputError, PerwattError
 
 if TYPE_CHECKING:
@@ -284,6 +284,8 @@ def report(
     The page needs no network; its pictures lie beside it as SVG and PNG. The table is printed too.
     """
     from perwatt.lab.check import require_valid
+    from perwatt.lab.evaluation import command as evaluation
+    from perwatt.lab.evaluation.record_file import is_evaluation
     from perwatt.lab.load import command as load_test
     from perwatt.lab.load.record_file import is_load_test
     from perwatt.lab.record_file import load
@@ -291,6 +293,9 @@ def report(
 
     if is_load_test(record):
         load_test.report_file(record, as_json=as_json)
+        return
+    if is_evaluation(record):
+        evaluation.report_file(record, as_json=as_json)
         return
     loaded = load(record)
     require_valid(loaded, str(record))
@@ -305,12 +310,15 @@ def check(record: RecordArgument) -> None:
     Says VALID, or INVALID with each place that differs.
     """
     from perwatt.lab.check import check as find_faults
+    from perwatt.lab.evaluation import command as evaluation
+    from perwatt.lab.evaluation.record_file import is_evaluation
     from perwatt.lab.load import command as load_test
     from perwatt.lab.load.record_file import is_load_test
     from perwatt.lab.record_file import load
 
-    if is_load_test(record):
-        if load_test.check_file(record):
+    if is_load_test(record) or is_evaluation(record):
+        kind = load_test if is_load_test(record) else evaluation
+        if kind.check_file(record):
             raise typer.Exit(EXIT_FAULT)
         return
     loaded = load(record)
@@ -477,24 +485,10 @@ def tune(
     print(f"kept in {tuning_file.path(this_machine())}")
 
 
-@app.command()
-def data(
-    source: Annotated[str, typer.Argument(metavar="DIR|NAME", help="A folder, a list, a CSV file, digits, ...")],
-    picture: Annotated[Path | None, typer.Option(help="Where to write the contact sheet, a PNG.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Look at a labelled data set.
-
-    Counts, sizes, class balance, broken pictures, the same picture twice or in two splits. Folders of pictures per
-    class, text lists, CSV, IDX files, or a name: digits, fashion-mnist.
-    """
-    from perwatt.data.command import show_data
-    from perwatt.lab.terminal import console
-
-    if not show_data(source, picture, console(), console(stderr=True), as_json=as_json):
-        raise typer.Exit(EXIT_FAULT)
-
-
+app.command("evaluate")(cli_evaluate.evaluate)
+app.command("data")(cli_train.data)
+app.command("train")(cli_train.train)
+app.command("import")(cli_import.caffe)
 app.command("package")(cli_package.make)
 app.command("inspect")(cli_package.inspect)
 app.command("run")(cli_package.run)
