@@ -139,7 +139,7 @@ def _paths(front: Front) -> list[Path]:
         return _json([row for row in rows if row["state"] == "READY"] if asked.get("ready") is True else rows)
 
     async def load(request: Request) -> Response:
-        _managed(front)
+        managed(front)
         asked = await _command(request)
         if asked.get("parameters"):
             raise Refused("expected no parameters: a package is loaded as its file is", reason="unfitting", status=422)
@@ -147,7 +147,7 @@ def _paths(front: Front) -> list[Path]:
         return _json({"name": loaded.name, "version": loaded.version})
 
     async def unload(request: Request) -> Response:
-        _managed(front)
+        managed(front)
         await _command(request)
         await front.repository.unload(request.path_params["model"], DRAIN_S)
         return _json({"name": request.path_params["model"]})
@@ -250,7 +250,8 @@ def _about(front: Front) -> dict[str, Any]:
     }
 
 
-def _managed(front: Front) -> None:
+def managed(front: Front) -> None:
+    """Check that packages may be loaded and unloaded here. Raises Refused (403, 503)."""
     if front.token is None:
         raise Refused(
             "expected a server with a token: loading and unloading is off without one; restart it with --token",

@@ -83,12 +83,16 @@ def question(body: bytes, json_length: int | None, subject: Subject, limits: Htt
             reason="too_large",
             status=413,
         )
-    message = _object(memoryview(body)[:end])
+    return asked_in(_object(memoryview(body)[:end]), memoryview(body)[end:], subject, limits)
+
+
+def asked_in(message: Mapping[str, Any], raw: memoryview, subject: Subject, limits: HttpLimits) -> Question:
+    """Return what a message asks; `raw` is what follows its JSON. Raises Refused (400, 413, 422)."""
     inputs = message.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise unfitting(f"expected inputs: one tensor named {subject.input.name!r}, got {str(inputs)[:80]}")
     parameters = _parameters(message)
-    tensor, photos = _input(inputs[0], memoryview(body)[end:], subject, limits)
+    tensor, photos = _input(inputs[0], raw, subject, limits)
     timeout_s, priority = schedule(parameters, limits)
     identity = message.get("id")
     if identity is not None and not isinstance(identity, str):

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -76,6 +77,7 @@ class Life:
             token=request.token,
             deadline_s=request.batching.deadline_s,
         )
+        self.address, self.grpc_port = "", request.grpc_port
         self._stop = asyncio.Event()
         self._hard = asyncio.Event()
         self._reload = asyncio.Event()
@@ -103,7 +105,11 @@ class Life:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.signalled)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
-        listener = _listen(self.request.host, self.request.port)
+        try:
+            listener = _listen(self.request.host, self.request.port)
+        except PerwattError:
+            self.opening.close()
+            raise
         host, port = listener.getsockname()[:2]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         server = _Server(self._config())
@@ -111,7 +117,9 @@ class Life:
         ticking = every_second(self.front, lambda: len(server.server_state.connections))
         stopping = loop.create_task(self._stop.wait())
         loading = loop.create_task(self._load())
+        rpc = None
         try:
+            rpc = await self._start_grpc()
             await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 await loading
@@ -128,10 +136,24 @@ class Life:
             self.front.traffic.wake()  # streams end
             server.should_exit = True
             server.force_exit = self._hard.is_set()
+            if rpc is not None:
+                await rpc.stop(0.0 if self._hard.is_set() else CLOSE_S)
             await asyncio.wait([serving], timeout=2 * CLOSE_S)
             ticking.cancel()
             self.front.decoder.close()
             self.opening.close()
+
+    async def _start_grpc(self) -> Any:
+        """Start gRPC where it is wanted. Raises InputError when its library is missing or its port taken."""
+        if self.request.grpc_port is None:
+            return None
+        try:
+            from perwatt.serve import grpc_server
+        except ImportError as error:
+            raise InputError("grpc-port: expected grpcio, it is not installed; pip install 'perwatt[grpc]'") from error
+        server, port = await grpc_server.start(self.front, self.request.host, self.request.grpc_port)
+        self.grpc_port = port
+        return server
 
     async def _load(self) -> None:
         begun = time.monotonic()
@@ -141,7 +163,8 @@ class Life:
             self._stamps[name] = _stamp(source)
             await repository.load(name, request.drain_s)
         names = ", ".join(f"{each.name} {each.version}" for each in repository)
-        self.tell(f"ready in {time.monotonic() - begun:.1f} s: {names} at {self.address}")
+        rpc = f", gRPC on port {self.grpc_port}" if self.grpc_port is not None else ""
+        self.tell(f"ready in {time.monotonic() - begun:.1f} s: {names} at {self.address}{rpc}")
 
     async def _serve(self, stopping: "asyncio.Task[bool]") -> None:
         """Wait for the signal to stop; load changed packages at the signal for that."""
