@@ -5,7 +5,6 @@ No pickle: a checkpoint from elsewhere cannot run code. A digest over the conten
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from perwatt.errors import OutputError, TrainingError
+from perwatt.package.atomic_file import write_whole
 
 VERSION = 1
 SUFFIX = ".safetensors"
@@ -43,21 +43,10 @@ def write(checkpoint: Checkpoint, path: Path) -> int:
         "digest": _digest(tensors, checkpoint.values),
     }
     content = save(tensors, metadata=head)
-    aside = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        _settle(path.parent)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: expected room for a checkpoint of {len(content):,} bytes, got {error.strerror}; free some, then "
-            "go on with --resume"
-        ) from error
+        write_whole(path, content)
+    except OutputError as error:
+        raise OutputError(f"{error}; then go on with --resume") from error
     return len(content)
 
 
@@ -120,12 +109,3 @@ def _digest(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> s
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
-
-
-def _settle(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

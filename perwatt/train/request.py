@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 import torch
 
 from perwatt import __version__
-from perwatt.data import DataSet, fingerprint, held_out, open_data
+from perwatt.data import DataSet, held_out, open_data
 from perwatt.data.examination import require_whole, some, without_broken
-from perwatt.data.look import Seen
+from perwatt.data.look import Seen, pixel_fingerprint
 from perwatt.errors import DataError, InputError, OutputError, TrainingError
 from perwatt.graph import Graph
 from perwatt.machine import size_text
@@ -91,14 +91,21 @@ def load(folder: Path) -> tuple[Request, str]:
         raise TrainingError(f"{path}: expected what a run writes, got a damaged file: {error}; train anew") from error
 
 
-def prepared_data(request: Request, look: Look) -> DataSet:
-    """Return the data set to learn from, with a validation split, checked whole. Raises DataError.
+def prepared_data(request: Request, look: Look) -> tuple[DataSet, dict[str, str]]:
+    """Return the data set to learn from, with a validation split, and its fingerprint. Raises DataError,
+    and TrainingError when it is not what the run began with.
 
     Everything that could stop training later is looked for: broken pictures (left out with `skip_broken`), classes
     with none or one, nothing to tell apart.
     """
     data = open_data(request.data)
     seen = look(data)
+    digests = pixel_fingerprint(data, seen)
+    if request.digests and dict(request.digests) != digests:
+        raise TrainingError(
+            f"{request.data}: expected the data that the run in {request.out} began with, got other pictures or "
+            "labels; restore them or train anew with another --out"
+        )
     if request.skip_broken:
         data = without_broken(data, seen)
     else:
@@ -120,16 +127,7 @@ def prepared_data(request: Request, look: Look) -> DataSet:
     data = held_out(data, request.seed)
     if not len(data.split("validation")):
         raise DataError(f"{data.source}: expected pictures in the validation split, got none; add some or remove it")
-    return data
-
-
-def require_same_data(request: Request, data: DataSet) -> None:
-    """Raise TrainingError when the data is not what the run began with: going on would be another run."""
-    if request.digests and dict(request.digests) != fingerprint(data):
-        raise TrainingError(
-            f"{request.data}: expected the data that the run in {request.out} began with, got other pictures or "
-            "labels; restore them or train anew with another --out"
-        )
+    return data, digests
 
 
 @dataclass(frozen=True)

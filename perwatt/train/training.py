@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from perwatt import __version__
-from perwatt.data import DataSet, fingerprint
+from perwatt.data import DataSet
 from perwatt.errors import TrainingError
 from perwatt.machine import this_machine
 from perwatt.package.atomic_file import write_whole
@@ -62,15 +62,14 @@ def train(asked: Request, watching: Watching, *, again: bool = False, checkpoint
     PerwattError's children; a run that began keeps its last checkpoint.
     """
     request.require_device(asked.device, asked.recipe)
-    data = request.prepared_data(asked, watching.look)
-    request.require_same_data(asked, data)
+    data, digests = request.prepared_data(asked, watching.look)
     begin = request.start(asked, len(data.classes))
     request.require_space(asked, begin.graph)
     module = training_form(begin.graph)
     if asked.package is None:
         initialise(module, asked.network, asked.seed)
     if not again:
-        asked = _new_folder(replace(asked, digests=fingerprint(data)))
+        asked = _new_folder(replace(asked, digests=digests))
     with exact(asked), _batches(asked, data, begin.preprocessing) as (training, validation):
         for batches in (training, validation):
             batches.prepare(lambda done, total: watching.doing(f"reading pictures: {done:,} of {total:,}"))
