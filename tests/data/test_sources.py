@@ -231,6 +231,7 @@ def test_pictures_and_labels_of_different_number_are_refused(tmp_path: Path) -> 
         open_data(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_digits_of_scikit_learn_are_those() -> None:
     load = pytest.importorskip("sklearn.datasets").load_digits()
     data = open_data("digits")
