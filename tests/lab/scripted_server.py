@@ -46,7 +46,7 @@ class _Talk(asyncio.Protocol):
             if end < 0:
                 return
             head = self.content[:end].lower()
-            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0]) if b"content-length:" in head else 0
             self.need = end + 4 + length
             reply = self.server.script(self.server.requests, b"")
             if reply.early:
@@ -55,9 +55,10 @@ class _Talk(asyncio.Protocol):
                 return
         if len(self.content) < self.need:
             return
-        body = self.content[self.content.find(b"\r\n\r\n") + 4 :]
+        head, _, body = self.content.partition(b"\r\n\r\n")
         self.content, self.need = b"", None
-        reply = self.server.script(self.server.requests, body)
+        told = self.server.told
+        reply = self.server.script(self.server.requests, body) if told is None else told(head, body)
         self.server.requests += 1
         if reply.hang_up:
             self.transport.close()
@@ -72,8 +73,9 @@ class _Talk(asyncio.Protocol):
 class Server:
     """One running server: its port, and what it saw."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, told: Callable[[bytes, bytes], Reply] | None = None) -> None:
         self.script = script
+        self.told = told
         self.port = 0
         self.requests = 0
         self.connections = 0
@@ -87,9 +89,10 @@ class Server:
 
 
 @contextmanager
-def serving(script: Script) -> Iterator[Server]:
-    """Run a scripted server; `script` gets the number of the request and its body."""
-    server, ready, ends = Server(script), threading.Event(), []
+def serving(script: Script, told: Callable[[bytes, bytes], Reply] | None = None) -> Iterator[Server]:
+    """Run a scripted server; `script` gets the number of the request and its body, `told` instead headers and body."""
+    server, ready = Server(script, told), threading.Event()
+    ends: list[asyncio.Event] = []
     loop = asyncio.new_event_loop()
 
     async def main() -> None:

@@ -132,7 +132,7 @@ def test_clients_that_leave_and_clients_that_are_slow() -> None:
     with serving(script) as server:
         left = send(server.port, at(0.0), shot(behaviour="leave", after_s=0.05))
         assert left.samples.status.tolist() == [LEFT]
-        assert 0.05 <= latencies_s(left)[0]
+        assert latencies_s(left)[0] >= 0.05
         content = bytes(range(256)) * 40
         slow = send(
             server.port,

@@ -46,11 +46,14 @@ def read(head: bytes, body: bytes) -> Reading | None:
     numbers: list[np.ndarray] = []
     scores: dict[str, float] = {}
     at = length
-    for output in content.get("outputs", ()) if isinstance(content, dict) else ():
-        size = output.get("parameters", {}).get("binary_data_size") if isinstance(output, dict) else None
+    outputs = content.get("outputs") if isinstance(content, dict) else None
+    for output in outputs if isinstance(outputs, list) else ():
+        size = _binary_size(output)
         if size is None:
             continue
         raw, at = body[at : at + size], at + size
+        if len(raw) != size:
+            return None
         if output.get("datatype") in _DTYPES:
             try:
                 numbers.append(np.frombuffer(raw, _DTYPES[output["datatype"]]).astype(np.float64))
@@ -60,6 +63,12 @@ def read(head: bytes, body: bytes) -> Reading | None:
             words.append(raw.hex())
     _walk(content, words, numbers, scores)
     return Reading(tuple(words), np.concatenate(numbers) if numbers else np.zeros(0), scores)
+
+
+def _binary_size(output: Any) -> int | None:
+    parameters = output.get("parameters") if isinstance(output, dict) else None
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    return size if isinstance(size, int) and size >= 0 else None
 
 
 def _walk(part: Any, words: list[str], numbers: list[np.ndarray], scores: dict[str, float]) -> None:

@@ -45,11 +45,11 @@ def _raw(record: LoadRecord) -> Iterator[Finding]:
     for index, series in enumerate(record.series):
         if len(series.times_s) != len(series.values) or any(np.diff(series.times_s) < 0):
             yield Finding(f"series[{index}].times_s", f"{len(series.times_s)} times", "ascending times, one a value")
-    if record.search is not None:
-        for probe in record.search.probes:
+    for index, search in enumerate(record.searches):
+        for probe in search.probes:
             asked = record.runs[probe] if 0 <= probe < len(record.runs) else None
-            if asked is None or asked.mode != "open" or asked.limit_s != record.search.limit_s:
-                yield Finding("search.probes", str(probe), "open runs with the search's limit")
+            if asked is None or (asked.mode, asked.limit_s, asked.target) != ("open", search.limit_s, search.target):
+                yield Finding(f"searches[{index}].probes", str(probe), "open runs of its target with its limit")
     for index, claim in enumerate(record.claims):
         if claim.rule not in RULES:
             yield Finding(f"claims[{index}].rule", claim.rule, f"one of {', '.join(RULES)}")

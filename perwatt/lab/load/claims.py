@@ -105,6 +105,28 @@ def _goodput_ratio(record: LoadRecord, of: Sequence[str]) -> Found:
     return float(np.median(ours) / np.median(theirs)), None, None
 
 
+def _held_ratio(record: LoadRecord, of: Sequence[str]) -> Found:
+    """The highest rate that held of the first target over the second's, between the ends of both intervals."""
+    found = {search.target: search for search in record.searches}
+    first, second = found.get(of[0]), found.get(of[1])
+    if first is None or second is None or first.held is None or second.held is None:
+        return None
+    low = first.held / second.failed if second.failed is not None else None
+    high = first.failed / second.held if first.failed is not None else None
+    return first.held / second.held, low, high
+
+
+def _unexpected(record: LoadRecord, of: Sequence[str]) -> Found:
+    """Answers of those labels that neither were good nor say that the server is busy."""
+    runs = [run for label in of for run in _runs(record, label)]
+    names = ("wrong", "stranger", "rejected", "failed", "other")
+    return (
+        (float(sum(run.figures.outcomes.get(name, 0) for run in runs for name in names)), None, None)
+        if (runs)
+        else None
+    )
+
+
 def _not_answered(record: LoadRecord, of: Sequence[str]) -> Found:
     """Requests of those labels that got neither an answer nor a refusal."""
     runs = [run for label in of for run in _runs(record, label)]
@@ -164,7 +186,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "ratio of rates": _rate_ratio,
         "ratio to series": _rate_over_series,
         "ratio of goodput to rate": _goodput_ratio,
+        "ratio of held rates": _held_ratio,
         "not answered": _not_answered,
+        "unexpected answers": _unexpected,
         "wrong answers": _wrong,
         "recovery": _recovery,
         "growth in ten minutes": _growth,

@@ -40,8 +40,8 @@ def shown(arguments: list[str]) -> tuple[str, ...]:
 def is_fault(record: LoadRecord) -> bool:
     """Return whether a load test found something wrong, or may conclude nothing."""
     wrong = any(run.figures.outcomes.get(name) for run in record.runs for name in ("wrong", "stranger"))
-    if record.search is not None:
-        return wrong or record.search.held is None
+    if record.searches:
+        return wrong or any(search.held is None for search in record.searches)
     return wrong or not record.runs or not record.runs[-1].figures.kept_up
 
 

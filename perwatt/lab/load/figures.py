@@ -47,8 +47,8 @@ def complete(record: LoadRecord) -> LoadRecord:
     shots = {target.name: target.shots for target in record.targets}
     runs = tuple(run.model_copy(update={"figures": figures_of(run, shots[run.target])}) for run in record.runs)
     series = tuple(each.model_copy(update={"slope_per_s": slope(each.times_s, each.values)}) for each in record.series)
-    search = None if record.search is None else concluded(record.search, runs)
-    changed = record.model_copy(update={"runs": runs, "series": series, "search": search})
+    searches = tuple(concluded(search, runs) for search in record.searches)
+    changed = record.model_copy(update={"runs": runs, "series": series, "searches": searches})
     changed = changed.model_copy(update={"claims": tuple(claims.judged(claim, changed) for claim in record.claims)})
     return changed.model_copy(update={"digest": digest(changed)})
 

@@ -71,6 +71,7 @@ def run_loadtest(request: LoadRequest, report: Report) -> LoadRecord:
     if request.find_max:
         find_max(
             bench,
+            prepared.target.name,
             settings,
             lambda probe, rate, label, give_up: open_run(
                 bench, prepared, probe, rate, judge, label=label, give_up=give_up

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from perwatt.lab.load.figures import LIMIT_PERCENTILE, OUTCOMES, good_within_s, latencies_s, outcomes
-from perwatt.lab.load.record import LoadRecord, Run, ShotFacts, unpack_samples
+from perwatt.lab.load.record import LoadRecord, Run, Search, ShotFacts, unpack_samples
 from perwatt.lab.notation import number_text
 from perwatt.lab.pictures import INK, STYLE, laid_out, png, svg
 from perwatt.package.atomic_file import write_whole
@@ -89,52 +89,57 @@ def distribution(record: LoadRecord) -> Figure | None:
 
 
 def rate_against_goodput(record: LoadRecord) -> Figure | None:
-    """Return goodput and p99 of the search's probes against the rate that was asked; None without a search."""
-    if record.search is None or not record.search.probes:
+    """Return goodput and p99 of each search's probes against the rate that was asked; None without a search."""
+    searches = [search for search in record.searches if search.probes]
+    if not searches:
         return None
-    search = record.search
-    probes = sorted((record.runs[index] for index in search.probes), key=lambda run: run.rate or 0)
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_INCHES, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        rates = [run.rate or 0.0 for run in probes]
-        top = 1.08 * max(rates)
-        left.plot([0, top], [0, top], color=INK, linewidth=0.8, linestyle=":", alpha=0.6, zorder=0)
-        for axes in (left, right):
-            if search.held is not None and search.failed is not None:
-                axes.axvspan(search.held, search.failed, color="#009E73", alpha=0.18, linewidth=0)
-        for run in probes:
-            good = run.figures.holds
-            mark: dict[str, Any] = {
-                "marker": "o" if good else "X",
-                "color": "#009E73" if good else "#7F7F7F" if good is None else "#D55E00",
-                "linestyle": "none",
-                "markersize": 6,
-            }
-            goodput = run.figures.goodput_per_s
-            low, high = goodput.low or goodput.value, goodput.high or goodput.value
-            left.errorbar(
-                [run.rate or 0],
-                [goodput.value],
-                yerr=[[goodput.value - low], [high - goodput.value]],
-                capsize=2,
-                **mark,
-            )
-            bound = _p99(record, run)
-            if bound is not None:
-                right.plot([run.rate or 0], [1000 * bound], **mark)
-        right.axhline(1000 * search.limit_s, **_LIMIT)
-        right.set_yscale("log")
-        _milliseconds(right, "y")
-        left.set_xlim(0, top)
-        left.set_ylim(0, top)
-        left.set_xlabel("requests/s asked")
-        left.set_ylabel("good answers/s")
-        right.set_xlim(0, top)
-        right.set_xlabel("requests/s asked")
-        right.set_ylabel("p99, ms (dashed: the limit)")
-        left.set_title("circle: the limit held, cross: not, grey: not shown", loc="left", fontsize=8)
+        figure = Figure(figsize=(WIDTH_INCHES, 3.4 * len(searches)), layout="constrained")
+        panels = figure.subplots(len(searches), 2, squeeze=False)
+        for (left, right), search in zip(panels, searches, strict=True):
+            _search_panels(left, right, record, search)
         return laid_out(figure)
+
+
+def _search_panels(left: Axes, right: Axes, record: LoadRecord, search: Search) -> None:
+    probes = sorted((record.runs[index] for index in search.probes), key=lambda run: run.rate or 0)
+    rates = [run.rate or 0.0 for run in probes]
+    top = 1.08 * max(rates)
+    left.plot([0, top], [0, top], color=INK, linewidth=0.8, linestyle=":", alpha=0.6, zorder=0)
+    for axes in (left, right):
+        if search.held is not None and search.failed is not None:
+            axes.axvspan(search.held, search.failed, color="#009E73", alpha=0.18, linewidth=0)
+    for run in probes:
+        good = run.figures.holds
+        mark: dict[str, Any] = {
+            "marker": "o" if good else "X",
+            "color": "#009E73" if good else "#7F7F7F" if good is None else "#D55E00",
+            "linestyle": "none",
+            "markersize": 6,
+        }
+        goodput = run.figures.goodput_per_s
+        low, high = goodput.low or goodput.value, goodput.high or goodput.value
+        left.errorbar(
+            [run.rate or 0],
+            [goodput.value],
+            yerr=[[goodput.value - low], [high - goodput.value]],
+            capsize=2,
+            **mark,
+        )
+        bound = _p99(record, run)
+        if bound is not None:
+            right.plot([run.rate or 0], [1000 * bound], **mark)
+    right.axhline(1000 * search.limit_s, **_LIMIT)
+    right.set_yscale("log")
+    _milliseconds(right, "y")
+    left.set_xlim(0, top)
+    left.set_ylim(0, top)
+    left.set_xlabel("requests/s asked")
+    left.set_ylabel("good answers/s")
+    right.set_xlim(0, top)
+    right.set_xlabel("requests/s asked")
+    right.set_ylabel("p99, ms (dashed: the limit)")
+    left.set_title(f"{search.target}; circle: the limit held, cross: not, grey: not shown", loc="left", fontsize=8)
 
 
 def draw(record: LoadRecord) -> dict[str, Figure]:
@@ -162,12 +167,13 @@ def write(record: LoadRecord, path: Path) -> tuple[Path, ...]:
 def _chosen(record: LoadRecord) -> list[Run]:
     """Return the runs to draw: of a search its probes nearest to the answer, else the first ones."""
     runs = [run for run in record.runs if run.samples.due.count]
-    if record.search is not None and record.search.probes:
-        middle = record.search.held or record.search.failed or 1.0
-        probes = [record.runs[index] for index in record.search.probes]
+    chosen: list[Run] = []
+    for search in record.searches:
+        middle = search.held or search.failed or 1.0
+        probes = [record.runs[index] for index in search.probes]
         near = sorted(probes, key=lambda run: abs(math.log((run.rate or middle) / middle)))[:4]
-        return sorted(near, key=lambda run: run.rate or 0)
-    return runs[:MOST_RUNS]
+        chosen += sorted(near, key=lambda run: run.rate or 0)
+    return (chosen or runs)[:MOST_RUNS]
 
 
 def _shots(record: LoadRecord, run: Run) -> Sequence[ShotFacts]:

@@ -170,12 +170,13 @@ class Series(_Part):
 
 
 class Search(_Part):
-    """The highest rate that keeps the p99 limit: it lies between `held` and `failed`.
+    """The highest rate of a target that keeps the p99 limit: it lies between `held` and `failed`.
 
     `probes` are indices of runs. `held` is the highest rate below every failed one at which the limit held, `failed`
     the lowest at which it did not; None where there was none. `limited_by` says what the upper end is of.
     """
 
+    target: str
     limit_s: float
     resolution: float
     probes: tuple[int, ...]
@@ -223,7 +224,7 @@ class LoadRecord(_Part):
     checking: Checking | None
     runs: tuple[Run, ...]
     series: tuple[Series, ...]
-    search: Search | None
+    searches: tuple[Search, ...]
     claims: tuple[Claim, ...]
     digest: str
 

@@ -43,7 +43,7 @@ class Bench:
     notes: list[str] = field(default_factory=list)
     photographs: dict[str, Photograph] = field(default_factory=dict)
     checking: Checking | None = None
-    search: Search | None = None
+    searches: list[Search] = field(default_factory=list)
     partial_reason: str | None = None
 
     def now_s(self) -> float:
@@ -80,7 +80,7 @@ class Bench:
                 checking=self.checking,
                 runs=tuple(self.runs),
                 series=tuple(self.series),
-                search=self.search,
+                searches=tuple(self.searches),
                 claims=tuple(self.claims),
                 digest="",
             )

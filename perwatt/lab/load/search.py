@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from perwatt.lab.bench import Progress
 from perwatt.lab.load.figures import allowed, concluded
@@ -30,8 +31,10 @@ Send = Callable[[Settings, float, str, GiveUp], Run]
 Saturate = Callable[[Settings, int], Run]
 
 
-def find_max(bench: Bench, settings: Settings, send: Send, saturate: Saturate, rest_s: float = REST_S) -> Search:
-    """Search the rate and add probes and conclusion to the bench.
+def find_max(
+    bench: Bench, target: str, settings: Settings, send: Send, saturate: Saturate, rest_s: float = REST_S
+) -> Search:
+    """Search the rate of a target and add probes and conclusion to the bench.
 
     `send` makes an open run at a rate and `saturate` a closed one; both add it to the bench.
 
@@ -39,21 +42,17 @@ def find_max(bench: Bench, settings: Settings, send: Send, saturate: Saturate, r
     up with ends the search upwards: what lies above is its own limit, not the server's.
     """
     assert settings.limit_s is not None
-    probes: list[int] = []
-
-    def state() -> Search:
-        made = Search(
-            limit_s=settings.limit_s or 0.0,
-            resolution=RESOLUTION,
-            probes=tuple(probes),
-            held=None,
-            failed=None,
-            limited_by="nothing held",
-        )
-        bench.search = concluded(made, bench.runs)
-        return bench.search
-
-    state()
+    found = Search(
+        target=target,
+        limit_s=settings.limit_s,
+        resolution=RESOLUTION,
+        probes=(),
+        held=None,
+        failed=None,
+        limited_by="nothing held",
+    )
+    place = len(bench.searches)
+    bench.searches.append(found)
     saturated = _saturation(bench, settings, saturate)
     ceiling = math.inf
     stalls = 0
@@ -62,18 +61,11 @@ def find_max(bench: Bench, settings: Settings, send: Send, saturate: Saturate, r
         if bench.partial_reason is not None:
             break
         seconds = probe_seconds(rate, settings.seconds)
-        probe = Settings(
-            seconds=seconds,
-            seed=settings.seed + number,
-            deadline_s=settings.deadline_s,
-            limit_s=settings.limit_s,
-            timeout_s=settings.timeout_s,
-            connections=settings.connections,
-        )
+        probe = replace(settings, seconds=seconds, seed=settings.seed + number)
         time.sleep(rest_s)
         run = send(probe, rate, f"probe {number + 1}", _hopeless(probe, rate))
-        probes.append(len(bench.runs) - 1)
-        found = state()
+        found = concluded(found.model_copy(update={"probes": (*found.probes, len(bench.runs) - 1)}), bench.runs)
+        bench.searches[place] = found
         if not run.figures.kept_up:
             # Busy: what lies above is the generator's limit. Else the machine stood still for a while: once more.
             stalls += 1
@@ -87,7 +79,7 @@ def find_max(bench: Bench, settings: Settings, send: Send, saturate: Saturate, r
         if rate * LONGEST_PROBE_S < FEWEST_REQUESTS / 4:
             bench.notes.append("the search ended at a rate too low for a p99 within two minutes")
             break
-    return state()
+    return found
 
 
 def next_rate(held: float | None, failed: float, last: float) -> float:
@@ -107,9 +99,7 @@ def probe_seconds(rate: float, asked_s: float) -> float:
 def _saturation(bench: Bench, settings: Settings, saturate: Saturate) -> float:
     """Return about what rate the server reaches when it is never without work."""
     bench.report(Progress("saturate the server for a first guess", 0.0, SATURATION_S))
-    brief = Settings(
-        seconds=SATURATION_S, seed=settings.seed, timeout_s=settings.timeout_s, connections=settings.connections
-    )
+    brief = replace(settings, seconds=SATURATION_S, limit_s=None)
     run = saturate(brief, min(FIRST_LANES, settings.connections))
     return max(run.figures.answers_per_s.value, 1.0 / LONGEST_PROBE_S)
 

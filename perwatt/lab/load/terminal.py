@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perwatt.lab.load.claims import RULES
-from perwatt.lab.load.record import Claim, LoadRecord, Run, unpack
+from perwatt.lab.load.record import Claim, LoadRecord, Run, Search, unpack
 from perwatt.lab.notation import ABSENT, duration_text, estimate_text, milliseconds_text, number_text, percent_text
 
 _GOOD = ("good", "hostile", "left")
@@ -87,8 +87,8 @@ def unlike(record: LoadRecord) -> Iterator[Text]:
 
 def conclusions(record: LoadRecord) -> Iterator[Text]:
     """Yield the answer of a search, how many answers were checked, and each claim with its value."""
-    if record.search is not None:
-        yield Text(search_text(record), style="bold")
+    for search in record.searches:
+        yield Text(search_text(search), style="bold")
     if record.checking is not None:
         checked = sum(_checked(run) for run in record.runs)
         bad = sum(run.figures.outcomes.get(name, 0) for run in record.runs for name in ("wrong", "stranger"))
@@ -103,19 +103,17 @@ def conclusions(record: LoadRecord) -> Iterator[Text]:
         yield Text(f"{mark}  {claim_text(claim)}", style={True: "green", False: "red", None: "yellow"}[claim.met])
 
 
-def search_text(record: LoadRecord) -> str:
+def search_text(search: Search) -> str:
     """Return the answer of a search in one sentence."""
-    search = record.search
-    if search is None:
-        return ""
     limit = f"p99 of {number_text(1000 * search.limit_s)} ms"
     if search.held is None:
         above = f" down to {number_text(search.failed)} requests/s" if search.failed is not None else ""
-        return f"no rate was seen to hold a {limit}{above}"
+        return f"{search.target} was seen to hold no rate at a {limit}{above}"
     if search.limited_by == "server" and search.failed is not None:
-        return f"holds {number_text(search.held)} requests/s at a {limit}, not {number_text(search.failed)}"
+        fails = number_text(search.failed)
+        return f"{search.target} holds {number_text(search.held)} requests/s at a {limit}, not {fails}"
     why = "the generator could not keep up above" if search.limited_by == "generator" else "nothing higher was tried"
-    return f"holds at least {number_text(search.held)} requests/s at a {limit}; {why}"
+    return f"{search.target} holds at least {number_text(search.held)} requests/s at a {limit}; {why}"
 
 
 def claim_text(claim: Claim) -> str:
@@ -166,5 +164,5 @@ def as_json(record: LoadRecord, record_path: Path | None, pictures: tuple[Path, 
     return {
         "record": None if record_path is None else str(record_path),
         "pictures": [str(path) for path in pictures],
-        **{name: kept[name] for name in ("partial", "runs", "search", "checking", "claims", "series", "notes")},
+        **{name: kept[name] for name in ("partial", "runs", "searches", "checking", "claims", "series", "notes")},
     }
