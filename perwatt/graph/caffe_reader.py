@@ -303,9 +303,8 @@ def _check_weighted(wiring: Wiring, weights: Mapping[str, tuple[Blob, ...]], wha
     if missing:
         near = get_close_matches(missing[0], weights, n=1, cutoff=0.6)
         hint = f"is {near[0]!r} the same layer as {missing[0]!r}?" if near else "is it the file of another network?"
-        raise NetworkError(
-            f"{what}: expected the weights of {_few(missing)}, got those of {_few(list(weights))}; {hint}"
-        )
+        got = f"those of {_few(list(weights))}" if weights else "none"
+        raise NetworkError(f"{what}: expected the weights of {_few(missing)}, got {got}; {hint}")
 
 
 def _few(names: Sequence[str]) -> str:

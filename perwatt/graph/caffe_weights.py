@@ -63,9 +63,6 @@ def read_weights(path: Path) -> Mapping[str, tuple[Blob, ...]]:
                 found[name] = tuple(
                     _blob(blob, f"{path}: layer {name!r}, blob {at}") for at, blob in enumerate(layer.blobs)
                 )
-    if not found:
-        count = len(network.layer) + len(network.layers)
-        raise NetworkError(f"{path}: expected weights, got {count} layers without any; is it another program's file?")
     return found
 
 
@@ -110,7 +107,7 @@ def _check_kind(data: bytes, path: Path) -> None:
             f"{path}: expected a caffemodel, got a Git LFS pointer; fetch the file itself (git lfs pull)"
         )
     start = data[:4096]
-    if b"\0" not in start and b"{" in start and len(data) < 2**24:
+    if b"{" in start and not start.translate(None, bytes((9, 10, 13, *range(32, 127)))):
         raise NetworkError(f"{path}: expected Caffe's weights (caffemodel), got a text; give the caffemodel second")
     if start.lstrip()[:5].lower() in (b"<html", b"<!doc"):
         raise NetworkError(f"{path}: expected Caffe's weights (caffemodel), got a web page; download the file itself")
