@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 import typer
 
-from perwatt import __version__
+from perwatt import __version__, cli_evaluate, cli_import, cli_package, cli_serve, cli_train
 from perwatt.errors import InputError, PerwattError
 
 if TYPE_CHECKING:
@@ -284,9 +284,19 @@ def report(
     The page needs no network; its pictures lie beside it as SVG and PNG. The table is printed too.
     """
     from perwatt.lab.check import require_valid
+    from perwatt.lab.evaluation import command as evaluation
+    from perwatt.lab.evaluation.record_file import is_evaluation
+    from perwatt.lab.load import command as load_test
+    from perwatt.lab.load.record_file import is_load_test
     from perwatt.lab.record_file import load
     from perwatt.lab.report import write
 
+    if is_load_test(record):
+        load_test.report_file(record, as_json=as_json)
+        return
+    if is_evaluation(record):
+        evaluation.report_file(record, as_json=as_json)
+        return
     loaded = load(record)
     require_valid(loaded, str(record))
     written = write(loaded, out or _beside(record))
@@ -300,8 +310,17 @@ def check(record: RecordArgument) -> None:
     Says VALID, or INVALID with each place that differs.
     """
     from perwatt.lab.check import check as find_faults
+    from perwatt.lab.evaluation import command as evaluation
+    from perwatt.lab.evaluation.record_file import is_evaluation
+    from perwatt.lab.load import command as load_test
+    from perwatt.lab.load.record_file import is_load_test
     from perwatt.lab.record_file import load
 
+    if is_load_test(record) or is_evaluation(record):
+        kind = load_test if is_load_test(record) else evaluation
+        if kind.check_file(record):
+            raise typer.Exit(EXIT_FAULT)
+        return
     loaded = load(record)
     faults = find_faults(loaded)
     for fault in faults:
@@ -339,6 +358,66 @@ def compare(
     else:
         show_comparison(comparison, console())
     if is_fault(comparison):
+        raise typer.Exit(EXIT_FAULT)
+
+
+@app.command()
+def loadtest(
+    url: Annotated[str, typer.Argument(metavar="URL", help="http://HOST:PORT, or with the path to post to.")],
+    rate: Annotated[float | None, typer.Option(help="Requests per second, at Poisson times.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long; of a search, a probe at least.")] = 30.0,
+    photos: Annotated[Path | None, typer.Option(help="Folder of photographs. [default: scikit-image's]")] = None,
+    tensor: Annotated[bool, typer.Option("--tensor", help="Send binary tensors made of them instead.")] = False,
+    model: Annotated[str, typer.Option(help="Models, with commas. [default: all that the server lists]")] = "",
+    find_max: Annotated[
+        bool, typer.Option("--find-max", help="Search the highest rate that keeps --p99, and its interval.")
+    ] = False,
+    p99: Annotated[float | None, typer.Option(help="Limit of the p99 latency, ms.")] = None,
+    deadline: Annotated[float | None, typer.Option(help="Deadline of a request, ms; sent to the server.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds until the client gives up.")] = 10.0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare each answer with that to the same request, asked alone.")
+    ] = False,
+    concurrency: Annotated[int | None, typer.Option(help="Closed loop instead: so many at a time.")] = None,
+    connections: Annotated[int, typer.Option(help="Most connections.")] = 1024,
+    token: Annotated[str, typer.Option(help="Bearer token.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for the Record and the pictures.")] = Path("bench"),
+    seed: Annotated[int, typer.Option(help="Seed of times and order.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Load a server as independent clients would, and tell what it holds.
+
+    Open loop: requests come at their times whatever became of the others, and latency counts from when each was due.
+    Keeps a Record with every request, and pictures. Nothing is concluded where the generator itself was too slow.
+    """
+    from perwatt.lab.load import command
+    from perwatt.lab.load.loadtest import LoadRequest
+
+    record = command.loadtest(
+        LoadRequest(
+            url=url,
+            rate=rate,
+            seconds=seconds,
+            photos=photos,
+            tensors=tensor,
+            models=tuple(part.strip() for part in model.split(",")) if model else (),
+            concurrency=concurrency,
+            find_max=find_max,
+            p99_s=None if p99 is None else p99 / 1000,
+            deadline_s=None if deadline is None else deadline / 1000,
+            timeout_s=timeout,
+            connections=connections,
+            check=check,
+            token=token or None,
+            seed=seed,
+            out=out,
+            command=command.shown(sys.argv[1:]),
+        ),
+        as_json=as_json,
+    )
+    if record.partial:
+        raise typer.Exit(EXIT_PARTIAL)
+    if command.is_fault(record):
         raise typer.Exit(EXIT_FAULT)
 
 
@@ -406,22 +485,14 @@ def tune(
     print(f"kept in {tuning_file.path(this_machine())}")
 
 
-@app.command()
-def data(
-    source: Annotated[str, typer.Argument(metavar="DIR|NAME", help="A folder, a list, a CSV file, digits, ...")],
-    picture: Annotated[Path | None, typer.Option(help="Where to write the contact sheet, a PNG.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Look at a labelled data set.
-
-    Counts, sizes, class balance, broken pictures, the same picture twice or in two splits. Folders of pictures per
-    class, text lists, CSV, IDX files, or a name: digits, fashion-mnist.
-    """
-    from perwatt.data.command import show_data
-    from perwatt.lab.terminal import console
-
-    if not show_data(source, picture, console(), console(stderr=True), as_json=as_json):
-        raise typer.Exit(EXIT_FAULT)
+app.command("evaluate")(cli_evaluate.evaluate)
+app.command("data")(cli_train.data)
+app.command("train")(cli_train.train)
+app.command("import")(cli_import.caffe)
+app.command("package")(cli_package.make)
+app.command("inspect")(cli_package.inspect)
+app.command("run")(cli_package.run)
+app.command("serve")(cli_serve.serve)
 
 
 @app.command()

@@ -20,7 +20,8 @@ PerwattError                  a person can mend the cause; the command line prin
 ├── PlanError                 no plan keeps within the limits that were set
 └── PackageError              a package that cannot be used
     ├── InvalidPackage        a package that is damaged, hostile or contradicts itself
-    └── GoldenMismatch        a package whose network no longer answers as its golden examples say
+    ├── GoldenMismatch        a package whose network no longer answers as its golden examples say
+    └── ExportMismatch        an exported network that answers otherwise than the trained one: not published
 """
 
 
@@ -119,3 +120,7 @@ class InvalidPackage(PackageError):
 
 class GoldenMismatch(PackageError):
     """A package whose network no longer answers as its golden examples say."""
+
+
+class ExportMismatch(PackageError):
+    """An exported network that answers otherwise than the one that was trained: it is not published."""

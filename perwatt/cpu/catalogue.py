@@ -1,11 +1,11 @@
 """Every algorithm the CPU engine has, in one tuple."""
 
 from perwatt.cpu.kernels.concat import CHANNELS
-from perwatt.cpu.kernels.convolution import DIRECT, FIRST_LAYER
+from perwatt.cpu.kernels.convolution import DIRECT, DIRECT_HALF, FIRST_LAYER
 from perwatt.cpu.kernels.depthwise import DEPTHWISE
 from perwatt.cpu.kernels.elementwise import ELEMENTWISE
 from perwatt.cpu.kernels.fft_algorithms import FFT
-from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED
+from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED, FULLY_CONNECTED_HALF
 from perwatt.cpu.kernels.grouped import GROUPS_JOINED
 from perwatt.cpu.kernels.matrix import MATRIX_PRODUCT
 from perwatt.cpu.kernels.movement import MOVEMENT
@@ -20,7 +20,8 @@ from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD
 from perwatt.plan.algorithm import Algorithm
 
 KERNELS: tuple[Algorithm, ...] = (
-    DIRECT, FIRST_LAYER, *SPACE_TO_DEPTH, *WINOGRAD, FULLY_CONNECTED, POOLING, GLOBAL_POOLING, REORDER,
+    DIRECT, *DIRECT_HALF, FIRST_LAYER, *SPACE_TO_DEPTH, *WINOGRAD, FULLY_CONNECTED, *FULLY_CONNECTED_HALF,
+    POOLING, GLOBAL_POOLING, REORDER,
     LRN, SOFTMAX,
     DEPTHWISE, GROUPS_JOINED,
     ELEMENTWISE,

@@ -26,7 +26,11 @@ def floats(count: int) -> np.ndarray:
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """Return float arrays as an aligned float32 copy; tables of integers as contiguous int64."""
+    """Return float arrays as an aligned float32 copy, halves as they are; tables of integers as contiguous int64."""
+    if array.dtype.itemsize == 2:  # FP16, or BF16 as its bits
+        halves = floats(-(-array.size // 2)).view(array.dtype)[: array.size]
+        halves[...] = array.reshape(-1)
+        return halves
     if array.dtype.kind in "iu":
         return np.ascontiguousarray(array, np.int64)
     place = floats(array.size)

@@ -138,7 +138,8 @@ def held_out(data: DataSet, seed: int, share: float = HELD_OUT) -> DataSet:
 def fingerprint(data: DataSet) -> dict[str, str]:
     """Return what tells whether a split is still the same: a digest of labels and of pixels, or of paths and sizes.
 
-    Files are told by their place and size, not read: a digest of a million photographs would take minutes.
+    Files are told by their place and size, not read: a digest of a million photographs would take minutes. Where every
+    picture was decoded anyway, `look.pixel_fingerprint` sees more.
     """
     digests = {}
     for key, split in data.splits.items():

@@ -92,6 +92,8 @@ def _csv(path: Path) -> _Rows:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: expected a CSV file, got one that cannot be read: {error}") from error
     titles = [cell.strip().lower() for cell in head]
+    if len(titles) < 2:
+        raise DataError(f"{path}: expected a label and pixels or a path in each row, got {len(titles)} columns")
     header = not all(_is_number(cell) for cell in titles)
     label_at = next((place for place, title in enumerate(titles) if title in _LABEL_COLUMNS), None)
     path_at = next((place for place, title in enumerate(titles) if title in _PATH_COLUMNS), None)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,17 @@ def look(data: DataSet, progress: Progress | None = None) -> dict[str, tuple[See
         found[name] = _stored(split.pictures, tell) if isinstance(split.pictures, Stored) else _files(split, tell)
         done += len(split)
     return found
+
+
+def pixel_fingerprint(data: DataSet, seen: Mapping[str, Sequence[Seen]]) -> dict[str, str]:
+    """Return what tells whether each split is still the same: a digest of its classes, labels and pixels, in order."""
+    digests = {}
+    for name, split in data.splits.items():
+        digest = hashlib.sha256("\n".join(data.classes).encode())
+        for label, each in zip(split.labels, seen[name], strict=True):
+            digest.update(f"\0{label} {each.digest}".encode())
+        digests[name] = digest.hexdigest()[:16]
+    return digests
 
 
 def _stored(pictures: Stored, tell: Callable[[int], None]) -> tuple[Seen, ...]:
@@ -113,9 +124,9 @@ class _Memory:
         self.changed = False
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept.get("version") == _VERSION:
-                self.rows = kept["pictures"]
-        except (OSError, ValueError, AttributeError, KeyError):
+            if kept["version"] == _VERSION:
+                self.rows = dict(kept["pictures"])
+        except (OSError, ValueError, TypeError, KeyError):
             self.rows = {}  # never seen, or a damaged note of what can be seen again
 
     @classmethod

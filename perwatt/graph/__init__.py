@@ -6,6 +6,7 @@ from perwatt.graph.builder import Builder
 from perwatt.graph.checker import check, unsupported
 from perwatt.graph.cost import Cost, cost, total_cost
 from perwatt.graph.graph import Attribute, Graph, Node, Value
+from perwatt.graph.onnx_file import self_contained
 from perwatt.graph.onnx_reader import read
 from perwatt.graph.onnx_writer import write
 from perwatt.graph.operators import OPERATORS, Operator, is_foreign, make
@@ -28,6 +29,7 @@ __all__ = [
     "number",
     "numbers",
     "read",
+    "self_contained",
     "text",
     "total_cost",
     "unsupported",

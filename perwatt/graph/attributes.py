@@ -16,10 +16,10 @@ Inputs = Sequence[Value | None]
 
 INTEGER = {
     *("group", "transA", "transB", "ceil_mode", "count_include_pad", "size", "axis", "keepdims"),
-    *("exclude_outside", "antialias"),
+    *("exclude_outside", "antialias", "select_last_index"),
 }
 INTEGERS = {"strides", "dilations", "pads", "kernel_shape", "shape", "axes", "perm", "starts", "ends", "steps"} | {
-    *("split", "sizes", "splits"),
+    *("split", "sizes", "splits", "output_padding"),
 }
 NUMBER = {"alpha", "beta", "gamma", "bias", "epsilon", "cubic_coeff_a", "extrapolation_value"}
 NUMBERS = {"scales"}
@@ -177,6 +177,17 @@ def complete_window(attributes: Attributes, inputs: Inputs) -> Attributes:
         least = 0 if name == "pads" else 1
         if not isinstance(entries, tuple) or len(entries) != length or any(int(item) < least for item in entries):
             raise refusal("a window", "", f"{name} of {length} numbers from {least} up", repr(entries))
+    return done
+
+
+def complete_transposed_window(attributes: Attributes, inputs: Inputs) -> Attributes:
+    """Complete ConvTranspose's window, and give output_padding one number per spatial axis."""
+    done = complete_window(attributes, inputs)
+    kernel, padding = _whole(done["kernel_shape"], "kernel_shape"), done["output_padding"]
+    done["output_padding"] = (0,) * len(kernel) if padding is None else padding
+    whole = _whole(done["output_padding"], "output_padding")
+    if len(whole) != len(kernel) or min(whole) < 0:
+        raise refusal("ConvTranspose", "", f"output_padding of {len(kernel)} numbers from 0 up", repr(padding))
     return done
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import external_data_helper, inliner
 
 from perwatt.errors import NetworkError
@@ -156,3 +156,19 @@ def _check_operators(model: onnx.ModelProto, what: str) -> None:
                 f"{what}: expected operators of ONNX opset {version}, got the unknown {where}; correct or export it "
                 "again"
             )
+
+
+def self_contained(source: str | Path | bytes) -> bytes:
+    """Return an ONNX file's bytes with all its weights inside; the author's own bytes where they are so already.
+
+    Raises NetworkError as `load` does, and when the whole is too large for one file.
+    """
+    what, data, _ = _bytes(source)
+    parsed = load(source)
+    own = onnx.ModelProto.FromString(data)
+    if not any(external_data_helper.uses_external_data(tensor) for tensor in _tensors(own.graph)):
+        return data
+    try:
+        return bytes(parsed.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise NetworkError(f"{what}: expected less than 2 GB with its weights inside, got more ({error})") from error

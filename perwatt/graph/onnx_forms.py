@@ -100,6 +100,14 @@ def _window(sight: Sight) -> tuple[Step, ...] | None:
     return (_step(sight, given),)
 
 
+def _transposed_window(sight: Sight) -> tuple[Step, ...] | None:
+    """ConvTranspose with its pads given; where they follow from the output's size, runtimes have differed on them."""
+    given = dict(sight.attributes)
+    if given.pop("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in given:
+        return None
+    return (_step(sight, given),)
+
+
 def same_pads(
     shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], upper: bool
 ) -> tuple[int, ...]:
@@ -319,6 +327,7 @@ def _gather(sight: Sight) -> tuple[Step, ...] | None:
 
 _FORMS = {
     "Conv": _window,
+    "ConvTranspose": _transposed_window,
     "MaxPool": _window,
     "AveragePool": _window,
     "BatchNormalization": _batch_normalization,

@@ -163,7 +163,7 @@ def _node(node: Node, steering: list[str], values: Mapping[str, Value]) -> onnx.
     if node.operator == "MaxPool" and integer(node, "ceil_mode") == 0:
         del left["ceil_mode"]  # the default; some readers stumble over it
     data = list(node.inputs)
-    if node.operator in ("Conv", "Gemm") and data[-1] == "":
+    if node.operator in ("Conv", "ConvTranspose", "Gemm") and data[-1] == "":
         data.pop()
     made = helper.make_node(node.operator, [*data, *steering], node.outputs, name=node.name)
     made.attribute.extend(_attribute(node.operator, key, value) for key, value in sorted(left.items()))

@@ -47,6 +47,7 @@ def _row(
     defaults = MappingProxyType(canon.coerced(name, attributes or {}))
     cost = {
         "Conv": shapes.convolution_multiply_adds,
+        "ConvTranspose": shapes.transposed_convolution_multiply_adds,
         "Gemm": shapes.gemm_multiply_adds,
         "MatMul": shapes.matmul_multiply_adds,
         "FusedConv": fused.fused_convolution_multiply_adds,
@@ -77,6 +78,10 @@ _ACTIVATION: dict[str, Attribute] = {"activation": None, "activation_alpha": 0.0
 _ROWS = (
     # convolutions and matrix products
     _row("Conv", (2, 3), shapes.infer_convolution, {**_WINDOW, "group": 1}, canon.complete_window),
+    _row(
+        *("ConvTranspose", (2, 3), shapes.infer_transposed_convolution),
+        *({**_WINDOW, "group": 1, "output_padding": None}, canon.complete_transposed_window),
+    ),
     _row("Gemm", (2, 3), shapes.infer_gemm, _GEMM),
     _row("MatMul", (2, 2), shapes.infer_matmul),
     # pooling and normalisation
@@ -110,6 +115,7 @@ _ROWS = (
         _row(name, (1, 1), shapes.infer_reduce, {"axes": None, "keepdims": 1}, canon.complete_reduce)
         for name in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
     ),
+    _row("ArgMax", (1, 1), shapes.infer_place, {"axis": 0, "keepdims": 1, "select_last_index": 0}, canon.complete_axis),
     # form
     _row("Concat", (1, MANY), shapes.infer_concat, {"axis": None}, canon.complete_axis),
     _row("Flatten", (1, 1), shapes.infer_flatten, {"axis": 1}, canon.complete_flatten),

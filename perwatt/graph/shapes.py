@@ -75,6 +75,37 @@ def infer_convolution(node: Node, inputs: Inputs) -> Made:
     return (((value.shape[0], weights.shape[0], *window_extents(node, value.shape[2:])), value.dtype),)
 
 
+def infer_transposed_convolution(node: Node, inputs: Inputs) -> Made:
+    """[N, C, ...] with weights [C, M/group, kernel...] and bias [M] gives [N, M, ...], each axis
+    stride · (size - 1) + output_padding + dilation · (kernel - 1) + 1 - pads."""
+    values = given(node, inputs)
+    value, weights = values[0], values[1]
+    group, kernel = integer(node, "group"), integers(node, "kernel_shape")
+    if len(weights.shape) != len(value.shape) or weights.shape[2:] != kernel:
+        raise refusal(node.operator, node.name, f"weights with kernel {kernel}", f"shape {weights.shape}")
+    if group < 1 or value.shape[1] != weights.shape[0] or weights.shape[0] % group:
+        wanted = f"weights for {value.shape[1]} channels in {group} groups"
+        raise refusal(node.operator, node.name, wanted, f"shape {weights.shape}")
+    channels = weights.shape[1] * group
+    if len(values) > 2 and values[2].shape != (channels,):
+        raise refusal(node.operator, node.name, f"a bias of shape {(channels,)}", str(values[2].shape))
+    strides, pads = integers(node, "strides"), integers(node, "pads")
+    dilations, padding = integers(node, "dilations"), integers(node, "output_padding")
+    rank = len(kernel)
+    extents = tuple(
+        strides[axis] * (value.shape[2 + axis] - 1)
+        + padding[axis]
+        + dilations[axis] * (kernel[axis] - 1)
+        + 1
+        - pads[axis]
+        - pads[axis + rank]
+        for axis in range(rank)
+    )
+    if min(extents) < 1:
+        raise refusal(node.operator, node.name, "pads that leave something", f"pads {pads} and an output of {extents}")
+    return (((value.shape[0], channels, *extents), value.dtype),)
+
+
 def infer_pool(node: Node, inputs: Inputs) -> Made:
     """[N, C, ...] gives [N, C, ...] with smaller spatial axes."""
     value = first(inputs)
@@ -210,6 +241,13 @@ def infer_reduce(node: Node, inputs: Inputs) -> Made:
     return ((tuple(1 if axis in axes else size for axis, size in sizes if keep or axis not in axes), value.dtype),)
 
 
+def infer_place(node: Node, inputs: Inputs) -> Made:
+    """The place of the largest along `axis`, in int64, with size 1 there when `keepdims` is set."""
+    shape, axis = first(inputs).shape, integer(node, "axis")
+    middle = (1,) if integer(node, "keepdims") else ()
+    return (((*shape[:axis], *middle, *shape[axis + 1 :]), np.dtype(np.int64)),)
+
+
 def infer_pad(node: Node, inputs: Inputs) -> Made:
     """Each axis grown (or cropped, where a pad is negative) at both ends."""
     value, pads = first(inputs), integers(node, "pads")
@@ -265,6 +303,13 @@ def convolution_multiply_adds(node: Node, inputs: Inputs, outputs: Sequence[Valu
     weights = inputs[1]
     assert weights is not None
     return math.prod(outputs[0].shape) * math.prod(weights.shape[1:])
+
+
+def transposed_convolution_multiply_adds(node: Node, inputs: Inputs, outputs: Sequence[Value]) -> int:
+    """Every input element goes into one product per weight of its filter; what is cropped counts as if it were kept."""
+    weights = inputs[1]
+    assert weights is not None
+    return math.prod(first(inputs).shape) * math.prod(weights.shape[1:])
 
 
 def gemm_multiply_adds(node: Node, inputs: Inputs, outputs: Sequence[Value]) -> int:

@@ -142,7 +142,7 @@ def run_bench(
             schema_version=2,
             created=created,
             perwatt_version=perwatt.__version__,
-            commit=_commit(),
+            commit=commit(),
             command=request.command,
             seed=request.seed,
             profile=profile,
@@ -317,7 +317,7 @@ def _noise(groups: list[Group]) -> Noise | None:
     return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the commit of perwatt's own sources when they are a checkout, else None."""
     folder = Path(perwatt.__file__).parent.parent
     if not (folder / ".git").exists():

@@ -40,7 +40,7 @@ def check(record: Record) -> list[Finding]:
     found = [*_raw(record)]
     if found:  # figures of raw samples that contradict each other mean nothing, and may not be computable
         return found
-    return [*_outputs(record), *_differences("", record.model_dump(), figures.complete(record).model_dump())]
+    return [*_outputs(record), *differences("", record.model_dump(), figures.complete(record).model_dump())]
 
 
 def is_valid(record: Record) -> bool:
@@ -246,21 +246,21 @@ def _same(printed: float | None, again: float | None, relative: float, absolute:
     return math.isclose(printed, again, rel_tol=relative, abs_tol=absolute)
 
 
-def _differences(where: str, printed: Any, again: Any) -> Iterator[Finding]:
+def differences(where: str, printed: Any, again: Any) -> Iterator[Finding]:
     """Yield each leaf in which two dumps of a Record differ; the digest only when nothing else does."""
     if isinstance(printed, dict) and isinstance(again, dict):
         inner = [
             finding
             for name in printed
             if where or name != "digest"
-            for finding in _differences(f"{where}.{name}" if where else name, printed[name], again.get(name))
+            for finding in differences(f"{where}.{name}" if where else name, printed[name], again.get(name))
         ]
         yield from inner
         if not where and not inner and printed["digest"] != again["digest"]:
             yield Finding("digest", f"{printed['digest']} (something that no figure shows was edited)", again["digest"])
     elif isinstance(printed, list | tuple) and isinstance(again, list | tuple) and len(printed) == len(again):
         for index, (one, other) in enumerate(zip(printed, again, strict=True)):
-            yield from _differences(f"{where}[{index}]", one, other)
+            yield from differences(f"{where}[{index}]", one, other)
     elif isinstance(printed, float) and isinstance(again, float):
         if not _same(printed, again, SAME_FIGURE):
             yield Finding(where, repr(printed), repr(again))

@@ -37,29 +37,29 @@ COLOURS = {
 OTHER_COLOURS = ("#7F7F7F", "#8C6D31", "#5254A3", "#A55194")
 PRECISIONS = ("fp32", "bf16", "fp16")
 # Stands for "the text's colour of the page" until `svg` replaces it: the page may be light or dark.
-_INK = "#123456"
-_STYLE: dict[str, Any] = {
+INK = "#123456"
+STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "svg.fonttype": "none",
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "axes.titlecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "grid.color": _INK,
+    "grid.color": INK,
     "grid.alpha": 0.13,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-_FRONTIER: dict[str, Any] = {"color": _INK, "linewidth": 0.8, "linestyle": "--", "alpha": 0.7, "zorder": 0}
+_FRONTIER: dict[str, Any] = {"color": INK, "linewidth": 0.8, "linestyle": "--", "alpha": 0.7, "zorder": 0}
 PANEL_WIDTH_INCHES = 4.6
 
 
@@ -121,7 +121,7 @@ def bars(record: Record) -> Figure | None:
     shown_measures = [measure for measure in measures(record) if any(measure.take(row) for row in rows)]
     if not shown_measures:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         lines = len(networks) * len(shown_measures)
         figure, panels = _grid(lines, len(batches), 2.35)
         colours = engine_colours(record)
@@ -132,7 +132,7 @@ def bars(record: Record) -> Figure | None:
                 _bars_panel(panels[line][column], members, measure, colours)
                 panels[line][column].set_title(f"{network}, batch {batch}", loc="left", fontweight="bold", fontsize=10)
         _legend(figure, {name: colours[name] for name in colours if any(row.engine == name for row in rows)})
-        return _laid_out(figure)
+        return laid_out(figure)
 
 
 def _bars_panel(axes: Axes, rows: Sequence[Row], measure: Measure, colours: dict[str, str]) -> None:
@@ -153,7 +153,7 @@ def _bars_panel(axes: Axes, rows: Sequence[Row], measure: Measure, colours: dict
             value, half = taken
             axes.bar(position, value, width=0.86, color=colours[row.engine])
             if half is not None:
-                axes.errorbar(position, value, yerr=half, color=_INK, linewidth=1, capsize=2.5)
+                axes.errorbar(position, value, yerr=half, color=INK, linewidth=1, capsize=2.5)
             axes.text(
                 position,
                 value + (half or 0) + 0.02 * tallest,
@@ -190,7 +190,7 @@ def latency_against_throughput(record: Record) -> Figure | None:
     networks = list(dict.fromkeys(row.network for row in rows))
     if not rows:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         columns = 2 if len(networks) > 1 else 1
         lines = -(-len(networks) // columns)
         figure, panels = _grid(lines, columns, 3.0)
@@ -208,14 +208,14 @@ def latency_against_throughput(record: Record) -> Figure | None:
             axes.set_xscale("log")
             axes.margins(0.14)
             axes.set_ylim(0)
-            _plain_ticks(axes)
+            plain_ticks(axes)
             axes.set_title(network, loc="left", fontweight="bold", fontsize=10)
             axes.set_xlabel("median latency of a batch, ms")
             axes.set_ylabel("images/s")
         used = {name: colour for name, colour in colours.items() if any(row.engine == name for row in rows)}
         line = [("frontier", _FRONTIER)] if record.limits is not None else []
         _legend(figure, used, extra=[*_marks(rows), *line])
-        return _laid_out(figure)
+        return laid_out(figure)
 
 
 def frontier_of_settings(record: Record) -> Figure | None:
@@ -232,7 +232,7 @@ def frontier_of_settings(record: Record) -> Figure | None:
     ]
     if not panels_of:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         columns = 2 if len(panels_of) > 1 else 1
         figure, panels = _grid(-(-len(panels_of) // columns), columns, 3.0)
         colours = engine_colours(record)
@@ -253,7 +253,7 @@ def frontier_of_settings(record: Record) -> Figure | None:
             axes.set_ylabel("images/s/W")
         used = {name: colour for name, colour in colours.items() if any(row.engine == name for row in rows)}
         _legend(figure, used, extra=[*_marks(rows), ("frontier", _FRONTIER)])
-        return _laid_out(figure)
+        return laid_out(figure)
 
 
 def _meter(row: Row) -> str | None:
@@ -307,10 +307,10 @@ def _marks(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
     """Return what the shapes mean, for those that occur."""
     marks: list[tuple[str, dict[str, Any]]] = []
     if any(row.batch == 1 for row in rows):
-        marks.append(("batch 1", {"marker": "o", "markerfacecolor": _INK}))
+        marks.append(("batch 1", {"marker": "o", "markerfacecolor": INK}))
     larger = sorted({row.batch for row in rows if row.batch > 1})
     if larger:
-        marks.append((f"batch {', '.join(map(str, larger))}", {"marker": "s", "markerfacecolor": _INK}))
+        marks.append((f"batch {', '.join(map(str, larger))}", {"marker": "s", "markerfacecolor": INK}))
     lower = sorted({row.precision for row in rows if row.precision != "fp32"})
     if lower:
         marks.append((f"hollow: {', '.join(lower).upper()}", {"marker": "o", "markerfacecolor": "none"}))
@@ -337,7 +337,7 @@ def then_and_now(record: Record) -> Figure | None:
     networks = [name for name in dict.fromkeys(row.network for row in rows) if published(name)]
     if not networks:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         lists = [_entries(network, [row for row in rows if row.network == network]) for network in networks]
         height = sum(0.21 * len(entries) + 0.8 for entries in lists)
         figure = Figure(figsize=(2 * PANEL_WIDTH_INCHES, height), layout="constrained")
@@ -346,11 +346,11 @@ def then_and_now(record: Record) -> Figure | None:
         for axes, network, entries in zip(panels[:, 0], networks, lists, strict=True):
             _then_and_now_panel(axes, entries, colours)
             axes.set_title(f"{network}: images/s, then (hatched) and now", loc="left", fontweight="bold", fontsize=10)
-        return _laid_out(figure)
+        return laid_out(figure)
 
 
 def _then_and_now_panel(axes: Axes, entries: Sequence[_Entry], colours: dict[str, str]) -> None:
-    hatched: dict[str, Any] = {"color": "none", "edgecolor": _INK, "hatch": "////", "linewidth": 0.7, "alpha": 0.6}
+    hatched: dict[str, Any] = {"color": "none", "edgecolor": INK, "hatch": "////", "linewidth": 0.7, "alpha": 0.6}
     position = 0.0
     for index, entry in enumerate(entries):
         if index and entry.batch > 1 and entries[index - 1].batch == 1:
@@ -405,7 +405,7 @@ def _grid(lines: int, columns: int, line_inches: float) -> tuple[Figure, Any]:
     return figure, figure.subplots(lines, columns, squeeze=False)
 
 
-def _laid_out(figure: Figure) -> Figure:
+def laid_out(figure: Figure) -> Figure:
     """Return the figure with its layout solved and fixed: solving is half of the work, each file would repeat it."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -414,12 +414,12 @@ def _laid_out(figure: Figure) -> Figure:
 
 def _legend(figure: Figure, colours: dict[str, str], extra: Sequence[tuple[str, dict[str, Any]]] = ()) -> None:
     marks: list[Any] = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
-    marks += [Line2D([], [], label=name, **{"color": _INK, "linestyle": "none", **style}) for name, style in extra]
+    marks += [Line2D([], [], label=name, **{"color": INK, "linestyle": "none", **style}) for name, style in extra]
     columns = min(len(marks), int(figure.get_figwidth() / 1.15))
     figure.legend(handles=marks, loc="outside lower left", ncols=columns, handlelength=1.2, fontsize=9)
 
 
-def _plain_ticks(axes: Axes) -> None:
+def plain_ticks(axes: Axes) -> None:
     """Label the logarithmic x axis with plain numbers, between the powers of ten too where it spans few of them."""
     low, high = axes.get_xlim()
     digits = "2 5" if high > 8 * low else "2 3 5 7" if high > 3 * low else "1 2 3 4 5 6 7 8 9"
@@ -438,10 +438,10 @@ def svg(figure: Figure, name: str) -> str:
     `name` makes its inner identifiers its own, so that several can stand in one page. Its text is stable.
     """
     buffer = io.StringIO()
-    with rc_context({**_STYLE, "svg.hashsalt": name}):
+    with rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px sans-serif", text)
     # The page decides the width, up to one at which its text is as large as the page's; the picture keeps its shape.
     most = f"max-width: {1.6 * 72 * figure.get_figwidth():.0f}px"
@@ -452,6 +452,6 @@ def svg(figure: Figure, name: str) -> str:
 def png(figure: Figure) -> bytes:
     """Return a figure as a PNG on white, for places that show no SVG."""
     buffer = io.BytesIO()
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=160, facecolor="white")
     return buffer.getvalue()

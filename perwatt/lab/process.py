@@ -130,6 +130,10 @@ class Worker:
         loaded = Loaded(answer["version"], answer["precision"], answer["options"])
         return Started(loaded, answer["load_s"], answer["first_run_s"], answer["peak_memory_bytes"])
 
+    def feed(self, inputs_path: Path, timeout_s: float = 300.0) -> None:
+        """Let the blocks that follow use other inputs: a .npy file as the first one, with any number of batches."""
+        self._ask("feed", {"inputs_path": str(inputs_path)}, timeout_s)
+
     def block(self, plan: BlockRequest, timeout_s: float | None = None) -> BlockResult:
         """Run one block. Without `timeout_s` the limit is generous: what the block may take, four times, and 30 s."""
         if timeout_s is None:

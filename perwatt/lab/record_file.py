@@ -1,19 +1,19 @@
 """Record files: written whole or not at all, read with an error that says where."""
 
-import errno
 import gzip
 import json
-import os
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from perwatt.errors import OutputError, RecordError
+from perwatt.errors import RecordError
 from perwatt.lab.record import READABLE_VERSIONS, Record
+from perwatt.package.atomic_file import output_error, write_whole
 
+Kind = TypeVar("Kind", bound=BaseModel)
 COMPRESS_ABOVE_BYTES = 1_000_000
 MOST_BYTES = 1 << 30
 
@@ -29,7 +29,7 @@ def ensure_writable(folder: Path) -> None:
             probe.write(b"0")
             probe.flush()
     except OSError as error:
-        raise _output_error(folder, error) from error
+        raise output_error(folder, error) from error
 
 
 def save(record: Record, folder: Path) -> Path:
@@ -37,38 +37,21 @@ def save(record: Record, folder: Path) -> Path:
 
     The file appears under its name only when all of it is on the disk. Raises OutputError, leaving nothing behind.
     """
-    content = to_text(record).encode()
-    suffix = ".json"
+    return save_text(to_text(record), "perwatt", record.created, record.digest, folder)
+
+
+def save_text(text: str, name: str, created: str, digest: str, folder: Path) -> Path:
+    """Write a Record's text under a name made from its kind, moment and digest; return its path. Raises OutputError."""
+    content, suffix = text.encode(), ".json"
     if len(content) > COMPRESS_ABOVE_BYTES:
         content, suffix = gzip.compress(content, 6, mtime=0), ".json.gz"
-    moment = "".join(letter for letter in record.created if letter.isalnum())[:15]
-    path = folder / f"perwatt-{moment}-{record.digest[:8]}{suffix}"
+    moment = "".join(letter for letter in created if letter.isalnum())[:15]
+    path = folder / f"{name}-{moment}-{digest[:8]}{suffix}"
     write_whole(path, content)
     return path
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also when the disk is full. Raises OutputError."""
-    handle, temporary = -1, ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".perwatt-", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep a shared folder's other users out
-        os.replace(temporary, path)
-        temporary = ""
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _output_error(path, error) from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def to_text(record: Record) -> str:
+def to_text(record: BaseModel) -> str:
     """Return the Record as JSON, one line for each top-level field and each row, so that two can be told apart."""
     fields = record.model_dump(mode="json")
     lines = []
@@ -86,6 +69,16 @@ def load(path: Path) -> Record:
 
     Raises RecordError, with the field where that is known: no such file, not JSON, another version, broken schema.
     """
+    fields = read_fields(path)
+    if fields.get("kind") is not None:
+        raise RecordError(
+            f"{path}: expected a Record of bench, got one of kind {fields['kind']!r}; perwatt check reads every kind"
+        )
+    return validated(Record, fields, READABLE_VERSIONS, path)
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Return the top-level fields of a Record file of any kind, compressed or not. Raises RecordError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -104,14 +97,19 @@ def load(path: Path) -> Record:
         raise RecordError(f"{path}: expected JSON, got: {error}; is it a Record that perwatt wrote?") from error
     if not isinstance(fields, dict) or "schema_version" not in fields:
         raise RecordError(f"{path}: expected a Record with a schema_version, got other JSON; choose a Record file")
-    if fields["schema_version"] not in READABLE_VERSIONS:
-        known = " or ".join(map(str, READABLE_VERSIONS))
+    return fields
+
+
+def validated(kind: type[Kind], fields: dict[str, Any], versions: tuple[int, ...], path: Path) -> Kind:
+    """Return the Record that the fields of a file are. Raises RecordError for another version or a broken schema."""
+    if fields["schema_version"] not in versions:
+        known = " or ".join(map(str, versions))
         raise RecordError(
             f"{path}: schema_version: expected {known}, got {fields['schema_version']!r}; "
             "read it with the perwatt that wrote it, or measure again"
         )
     try:
-        return Record.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
@@ -123,19 +121,3 @@ def load(path: Path) -> Record:
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of a Record."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Record.model_json_schema(mode="serialization")}
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _output_error(path: Path, error: OSError) -> OutputError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    wish = "free some space or choose another folder with --out" if full else "choose another folder with --out"
-    return OutputError(f"{path}: expected to write here, got: {error.strerror or error}; {wish}")

@@ -21,10 +21,10 @@ from perwatt.lab.notation import (
     ratio_text,
 )
 from perwatt.lab.record import Record, Row
-from perwatt.lab.record_file import write_whole
 from perwatt.lab.report_energy import energy
 from perwatt.lab.report_facts import beside_2015, facts, text_table
 from perwatt.lab.terminal import certainty, engine_name, grouped, reasons, shown, warnings
+from perwatt.package.atomic_file import write_whole
 
 PICTURES = ("bars", "latency", "frontier", "then-and-now")
 _CAPTIONS = {

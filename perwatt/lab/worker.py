@@ -163,6 +163,10 @@ class _Session:
             "peak_memory_bytes": peak_memory_bytes(),
         }, []
 
+    def feed(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        self.inputs = read_inputs(request["inputs_path"])
+        return {}, []
+
     def block(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
         if self.engine is None:
             raise EngineRefused(f"{self.name}: asked to run before it was loaded; call start first")

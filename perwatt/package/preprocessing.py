@@ -1,51 +1,65 @@
 """From a photograph to a network's input: the one implementation that bench, run, serve and train share.
 
 The definition, in order:
-  1. decode (Pillow, first frame), turn upright by its EXIF orientation, ignore colour profiles as trainers do;
-  2. to 8-bit RGB: 16-bit samples are divided by 257 and rounded, transparent parts show mid grey (128), which
-     normalises to about zero, where black or white would be a strong edge;
-  3. resize with antialiasing (Pillow's filters, whose support grows with the reduction) so that the short side
-     is `resize_to` and the long side is cut down to whole pixels; then take the centre, rounding half to even.
-     A given crop is instead resized straight to `size`;
+  1. decode to upright 8-bit RGB (photograph.py defines every case);
+  2. resize with antialiasing (Pillow's filters, whose support grows with the reduction) and cut out the centre, by
+     one of three rules:
+       "short-side"  both sides by one factor so that the short side is `resize_to`; the long side is cut down to
+                     whole pixels; then the centre, rounding half to even
+       "squash"      both sides to `resize_to`, whatever the photograph's shape, then the centre
+       "crop"        the centre's box is cut from the photograph first, `size` / `resize_to` of the largest box of the
+                     input's shape, in fractions of pixels; then resized straight to `size`
+     For an input that is not square `resize_to` is the length of its short side's direction, and the other follows its
+     shape. A given crop is instead resized straight to `size`;
+  3. grey is 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601), rounded;
   4. order the channels, subtract `mean`, multiply by `scale`: float32, channels first.
 """
 
-import struct
+import math
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from perwatt.errors import InputError
+from perwatt.errors import InputError, PhotographRefused
+from perwatt.package.photograph import (
+    FORMATS,
+    LIMITS,
+    MOST_PIXELS,
+    Header,
+    Limits,
+    Photo,
+    decode,
+    image_format,
+    image_header,
+)
+
+__all__ = [
+    "FORMATS",
+    "LIMITS",
+    "MOST_PIXELS",
+    "ChannelOrder",
+    "Crop",
+    "Header",
+    "Interpolation",
+    "Limits",
+    "Photo",
+    "Preprocessing",
+    "Resize",
+    "decode",
+    "image_format",
+    "image_header",
+    "preprocess",
+]
 
 Interpolation = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 ChannelOrder = Literal["rgb", "bgr", "grey"]
-# A decoded photograph; other rooms name it without importing Pillow.
-Photo = Image.Image
+Resize = Literal["short-side", "squash", "crop"]
 Crop = tuple[float, float, float, float]
 FILTERS = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
-# A closed list: Pillow's other readers include some that start outside programs (EPS) or are rarely tested.
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF")
-# What Pillow's decoders raise on damaged bytes, as found by flipping some.
-DAMAGE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    RuntimeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-# Above this a file of a few kilobytes could ask for gigabytes of memory.
-MOST_PIXELS = 100_000_000
-BEHIND_TRANSPARENCY = (128, 128, 128, 255)
+MOST_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -53,8 +67,8 @@ class Preprocessing:
     """How a photograph becomes an input of one network.
 
     `size` is (height, width) of the input; `resize_to` is the length that the photograph's short side gets before the
-    centre is cut out. The input is (pixel - mean) * scale for pixels 0..255, per channel in `channel_order`.
-    Raises InputError when the parts contradict each other.
+    centre is cut out; `resize` is the rule. The input is (pixel - mean) * scale for pixels 0..255, per channel in
+    `channel_order`. Raises InputError when the parts contradict each other.
     """
 
     size: tuple[int, int]
@@ -63,6 +77,7 @@ class Preprocessing:
     channel_order: ChannelOrder
     mean: tuple[float, ...]
     scale: tuple[float, ...]
+    resize: Resize = "short-side"
 
     def __post_init__(self) -> None:
         if min(self.size) < 1 or self.resize_to < min(self.size):
@@ -70,14 +85,26 @@ class Preprocessing:
                 f"preprocessing: expected resize_to of at least the input's short side, got resize_to "
                 f"{self.resize_to} for an input of {self.size[0]}x{self.size[1]}; enlarge resize_to"
             )
-        if self.interpolation not in FILTERS:
-            raise InputError(f"preprocessing: expected one of {', '.join(FILTERS)}, got {self.interpolation!r}")
-        if self.channel_order not in get_args(ChannelOrder):
-            raise InputError(f"preprocessing: expected rgb, bgr or grey, got {self.channel_order!r}")
+        if max(*self.size, self.resize_to) > MOST_SIDE:
+            raise InputError(
+                f"preprocessing: expected sides of at most {MOST_SIDE}, got {self.size[0]}x{self.size[1]} and "
+                f"resize_to {self.resize_to}; use a smaller input"
+            )
+        for what, given, known in (
+            ("interpolation", self.interpolation, get_args(Interpolation)),
+            ("channel_order", self.channel_order, get_args(ChannelOrder)),
+            ("resize", self.resize, get_args(Resize)),
+        ):
+            if given not in known:
+                raise InputError(f"preprocessing: {what}: expected one of {', '.join(known)}, got {given!r}")
         if len(self.mean) != self.channels or len(self.scale) != self.channels:
             raise InputError(
                 f"preprocessing: expected {self.channels} means and scales for {self.channel_order}, "
                 f"got {len(self.mean)} and {len(self.scale)}"
+            )
+        if not all(map(math.isfinite, (*self.mean, *self.scale))) or 0 in self.scale:
+            raise InputError(
+                f"preprocessing: expected finite means and scales that are not 0, got {self.mean} and {self.scale}"
             )
 
     @property
@@ -103,70 +130,29 @@ def preprocess(photo: Photo | bytes | Path, how: Preprocessing, crop: Crop | Non
     return np.ascontiguousarray(((pixels - mean) * scale).transpose(2, 0, 1))
 
 
-def decode(photo: Photo | bytes | Path, name: str | None = None) -> Photo:
-    """Return a photograph upright and as 8-bit RGB.
-
-    `name` stands in messages for a photograph that has no path. Raises InputError when it is no image, is damaged,
-    is larger than MOST_PIXELS or has a pixel format without a known range.
-    """
-    if name is None:
-        name = str(photo) if isinstance(photo, Path) else "photograph"
-    try:
-        image = photo if isinstance(photo, Image.Image) else Image.open(BytesIO(_content(photo)), formats=FORMATS)
-        width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise InputError(
-                f"{name}: expected a photograph of at most {MOST_PIXELS:,} pixels, got {width}x{height}; "
-                f"make it smaller"
-            )
-        return _rgb(ImageOps.exif_transpose(image), name)
-    except FileNotFoundError as error:
-        raise InputError(f"{name}: expected a photograph, there is no such file; check the path") from error
-    except DAMAGE as error:
-        raise InputError(
-            f"{name}: expected a photograph (JPEG, PNG, WebP, AVIF, TIFF, GIF, BMP, PPM), got a file that "
-            f"cannot be decoded: {_first_line(error)}; convert or remove it"
-        ) from error
-
-
-def _content(photo: bytes | Path) -> bytes:
-    return photo.read_bytes() if isinstance(photo, Path) else photo
-
-
-def _first_line(error: BaseException) -> str:
-    # Pillow names a memory address when nothing recognises the bytes; that tells a person nothing.
-    text = (str(error).splitlines() or [type(error).__name__])[0]
-    return "no image format recognised" if "BytesIO object" in text else text
-
-
-def _rgb(image: Photo, name: str) -> Photo:
-    if image.mode.startswith("I"):  # 16 bits a pixel, whether Pillow holds them in 16 or in 32
-        deep = np.asarray(image).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise InputError(f"{name}: expected 8 or 16 bits a channel, got values up to {deep.max()}; convert it")
-        return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise InputError(f"{name}: expected 8 or 16 bits a channel, got floats whose range is unknown; convert it")
-    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
-        seen = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", seen.size, BEHIND_TRANSPARENCY), seen).convert("RGB")
-    converted = image.convert("RGB")
-    converted.load()
-    return converted
-
-
 def _resized(image: Photo, how: Preprocessing, crop: Crop | None) -> Photo:
     height, width = how.size
-    if crop is None:
-        image = _centre(image, how)
-    else:
+    if crop is not None:
         left, top, right, bottom = crop
         if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
             raise InputError(
                 f"crop: expected left < right <= {image.width} and top < bottom <= {image.height}, got {crop}"
             )
         image = image.resize((width, height), FILTERS[how.interpolation], box=crop)
+    elif how.resize == "crop":
+        image = image.resize((width, height), FILTERS[how.interpolation], box=_centre_box(image, how))
+    else:
+        image = _centre(image, how)
     return image.convert("L") if how.channel_order == "grey" else image
+
+
+def _centre_box(image: Photo, how: Preprocessing) -> Crop:
+    """Return the box around the centre that rule "crop" takes, in the input's shape."""
+    height, width = how.size
+    part = min(image.width / width, image.height / height) * min(how.size) / how.resize_to
+    across, down = min(part * width, image.width), min(part * height, image.height)
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    return max(left, 0.0), max(top, 0.0), min(left + across, image.width), min(top + down, image.height)
 
 
 def _centre(image: Photo, how: Preprocessing) -> Photo:
@@ -174,11 +160,19 @@ def _centre(image: Photo, how: Preprocessing) -> Photo:
     # An input that is not square needs each side covered; for a square one this is the short side's rule.
     need_width = how.resize_to * width / min(how.size)
     need_height = how.resize_to * height / min(how.size)
-    if need_width * image.height >= need_height * image.width:
+    if how.resize == "squash":
+        whole = (round(need_width), round(need_height))
+    elif need_width * image.height >= need_height * image.width:
         # Integer arithmetic where the input is square: a float's rounding must not cost a pixel.
         whole = (round(need_width), int(round(need_width) * image.height / image.width))
     else:
         whole = (int(round(need_height) * image.width / image.height), round(need_height))
+    if whole[0] * whole[1] > MOST_PIXELS:  # a sliver of few pixels would be blown up to gigabytes
+        raise PhotographRefused(
+            f"photograph: expected at most {MOST_PIXELS:,} pixels after resizing, got {image.width}x{image.height}, "
+            f"which becomes {whole[0]}x{whole[1]}; cut it to a usual shape",
+            "pixels",
+        )
     resized = image if image.size == whole else image.resize(whole, FILTERS[how.interpolation])
     left = round((whole[0] - width) / 2)
     top = round((whole[1] - height) / 2)

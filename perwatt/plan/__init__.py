@@ -4,13 +4,16 @@ from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Places, Scr
 from perwatt.plan.make import Considered, Timings, candidates, consider, deeper, make, shortlist, tile_key
 from perwatt.plan.placement import Place, Placement, batch_of, place
 from perwatt.plan.plan import Candidate, Plan, PlannedStep, without_constants
+from perwatt.plan.precision import Allowance, Element, Precision, uniform
 from perwatt.plan.work import Work, work
 
 __all__ = [
     "Algorithm",
+    "Allowance",
     "Call",
     "Candidate",
     "Considered",
+    "Element",
     "Operand",
     "Packed",
     "Place",
@@ -18,6 +21,7 @@ __all__ = [
     "Places",
     "Plan",
     "PlannedStep",
+    "Precision",
     "Scratch",
     "Step",
     "Tensor",
@@ -33,6 +37,7 @@ __all__ = [
     "place",
     "shortlist",
     "tile_key",
+    "uniform",
     "without_constants",
     "work",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 
 from perwatt.graph import Attribute
 from perwatt.machine import Machine
+from perwatt.plan.precision import FP32_ONLY, Allowance, Element
 
 # blocked: [image][C/V][H][W][V], and for two dimensions [C/V][image][V]; V floats to a vector register, the channels of
 # the last block filled up with finite values. plain: row-major, as ONNX has it.
@@ -25,7 +26,8 @@ Tile = Mapping[str, int]
 class Tensor:
     """One operand of a step as kernels see it. Strides count floats and matter for the blocked layout only.
 
-    A blocked tensor of shape (N, C, H, W) has element (n, c, h, w) at
+    `element` is how numbers are stored; of halves two count as one float in strides, so V of them as V/2. In FP32 a
+    blocked tensor of shape (N, C, H, W) has element (n, c, h, w) at
     n·image_stride + (c // V)·block_stride + (h·W + w)·V + c % V, one of shape (N, C) has (n, c) at
     (c // V)·block_stride + n·V + c % V. A plain tensor is contiguous.
     """
@@ -35,11 +37,15 @@ class Tensor:
     layout: Layout
     image_stride: int = 0
     block_stride: int = 0
+    element: Element = "fp32"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of a plan. An input that is None is an optional one left out; `constants` holds those known now."""
+    """One operation of a plan. An input that is None is an optional one left out; `constants` holds those known now.
+
+    `allowed` says what the step may use besides FP32.
+    """
 
     name: str
     operator: str
@@ -49,6 +55,7 @@ class Step:
     constants: Mapping[str, np.ndarray]
     machine: Machine
     threads: int
+    allowed: Allowance = FP32_ONLY
 
     @property
     def lanes(self) -> int:
@@ -113,6 +120,10 @@ class Call:
     module: str | None = None
 
 
+# The length at which the usual kernels for products split their sums.
+USUAL_RUN = 192
+
+
 def _no_scratch(step: Step, tile: Tile) -> int:
     return 0
 
@@ -127,6 +138,12 @@ def direct_error(step: Step, run: int = 512) -> float:
     return 0.0 if weights is None else 1.5e-8 * sqrt(min(prod(weights.shape[1:]), run))
 
 
+def allowed_error(step: Step) -> float:
+    """Return the error expected of usual kernels that do a step directly in the coarsest precision it may use."""
+    direct = direct_error(step, USUAL_RUN)
+    return sqrt(direct**2 + step.allowed.error**2) if direct else 0.0
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One way to do a step.
@@ -137,6 +154,8 @@ class Algorithm:
     calls          the kernel calls, in order, a barrier after each
     scratch_bytes  working memory needed while the step runs, on all threads together
     error          expected error of the result: RMS of the error over RMS of the result
+    weights        how it stores the weights it packs
+    arithmetic     what it computes products in
     """
 
     name: str
@@ -147,3 +166,5 @@ class Algorithm:
     calls: Callable[[Step, Tile], tuple[Call, ...]]
     scratch_bytes: Callable[[Step, Tile], int] = _no_scratch
     error: Callable[[Step], float] = direct_error
+    weights: Element = "fp32"
+    arithmetic: Element = "fp32"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from perwatt.errors import PlanError, UnsupportedOperator
 from perwatt.graph.operators import FOREIGN_OPSET
-from perwatt.plan.algorithm import Algorithm, Step, Tile, direct_error
+from perwatt.plan.algorithm import Algorithm, Step, Tile, allowed_error
 from perwatt.plan.buffers import Lifetime, arrange
 from perwatt.plan.placement import Placement
 from perwatt.plan.plan import Candidate, Plan, PlannedStep
@@ -17,8 +17,8 @@ MOST_CANDIDATES = 12
 # The second sweep times so many more tiles of so many algorithms.
 PURSUED, PURSUED_TILES = 2, 3
 # How much larger the whole network's expected rounding error may be than that of direct FP32 arithmetic, whose usual
-# kernels split their sums at such a length. Five times is the limit that answers are held to.
-ERROR_BUDGET, USUAL_RUN = 4.0, 192
+# kernels split their sums earlier (algorithm.USUAL_RUN). Five times is the limit that answers are held to.
+ERROR_BUDGET = 4.0
 
 
 def tile_key(tile: Tile) -> tuple[tuple[str, int], ...]:
@@ -35,7 +35,11 @@ def candidates(
     """
     # What the operator table cannot express keeps its ONNX form: another operator, which kernels know or not.
     operator = f"onnx.{step.operator}" if FOREIGN_OPSET in step.attributes else step.operator
-    able = [algorithm for algorithm in catalogue if operator in algorithm.operators]
+    able = [
+        algorithm
+        for algorithm in catalogue
+        if operator in algorithm.operators and step.allowed.permits(algorithm.weights, algorithm.arithmetic)
+    ]
     if not able:
         known = sorted(
             {name for algorithm in catalogue for name in algorithm.operators} - {"Reorder", "FlattenBlocked"}
@@ -59,7 +63,10 @@ def candidates(
                 if entry not in refused:
                     refused.append(entry)
                 continue
-            found.append(Candidate(algorithm.name, tile, scratch, algorithm.seconds(step, tile), algorithm.error(step)))
+            seconds, error = algorithm.seconds(step, tile), algorithm.error(step)
+            found.append(
+                Candidate(algorithm.name, tile, scratch, seconds, error, None, algorithm.weights, algorithm.arithmetic)
+            )
     if not found and smallest is not None:
         raise PlanError(
             f"{step.operator} (node {step.name!r}) needs at least {smallest:,} bytes of workspace, the limit is "
@@ -155,7 +162,7 @@ def within_budget(steps: Sequence[Step], pools: Sequence[Sequence[Candidate]], e
     Errors of steps add as squares. Where even the most exact candidates exceed the budget, they are what is returned.
     """
     chosen = [pool[0] for pool in pools]
-    allowed = error_budget**2 * sum(direct_error(step, USUAL_RUN) ** 2 for step in steps)
+    allowed = error_budget**2 * sum(allowed_error(step) ** 2 for step in steps)
     total = sum(candidate.error**2 for candidate in chosen)
     while total > allowed:
         swaps = []

@@ -21,6 +21,7 @@ from perwatt.machine import Machine
 from perwatt.plan.algorithm import Layout, Step, Tensor
 from perwatt.plan.layouts import layout_of
 from perwatt.plan.levels import Level, images_of, nest, walk
+from perwatt.plan.precision import FP32_NETWORK, Precision
 
 # Activations of a step that the caches shared by all cores surely hold, beside weights and working memory.
 FITS_BYTES = 10 * 2**20
@@ -77,6 +78,7 @@ class _Draft:
     graph: Graph
     machine: Machine
     threads: int
+    precision: Precision
     steps: list[Step] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     # A view: the tensor it lies in, and its first channel block (blocked) there; plain views lie at the start.
@@ -91,14 +93,16 @@ class _Draft:
         return self.machine.vector_floats
 
 
-def place(graph: Graph, machine: Machine, threads: int, images: Sequence[int] = ()) -> Placement:
+def place(
+    graph: Graph, machine: Machine, threads: int, images: Sequence[int] = (), precision: Precision = FP32_NETWORK
+) -> Placement:
     """Return the steps of a Graph that the passes have been applied to.
 
     `images` are the parts of the batch that the imagewise part takes at a time, see `levels.nest`; none: all of it.
     Raises UnsupportedOperator for what no kernel takes: tensors that are not float32, and empty ones.
     """
     _check(graph)
-    draft = _Draft(graph, machine, threads)
+    draft = _Draft(graph, machine, threads, precision)
     for name in graph.inputs:
         _declare(draft, name, graph.values[name].shape, "plain")
         draft.produced.add(name)
@@ -170,7 +174,8 @@ def _add_step(
 ) -> None:  # fmt: skip
     given = tuple(None if n is None else draft.tensors[n] for n in inputs)
     made = tuple(draft.tensors[n] for n in outputs)
-    draft.steps.append(Step(name, operator, given, made, attributes, constants, draft.machine, draft.threads))
+    allowed = draft.precision.of(name)
+    draft.steps.append(Step(name, operator, given, made, attributes, constants, draft.machine, draft.threads, allowed))
     draft.produced.update(outputs)
 
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass, replace
 
 from perwatt.plan.algorithm import Step, Tile
 from perwatt.plan.placement import Placement
+from perwatt.plan.precision import Element
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One algorithm with one tile for one step: its estimate, and its time on this machine where it was measured.
 
-    `error` is the expected RMS error of the step's result over the result's RMS.
+    `error` is the expected RMS error of the step's result over the result's RMS; `weights` is how weights are stored,
+    `arithmetic` what products are computed in.
     """
 
     algorithm: str
@@ -20,6 +22,8 @@ class Candidate:
     estimated_s: float
     error: float = 0.0
     measured_s: float | None = None
+    weights: Element = "fp32"
+    arithmetic: Element = "fp32"
 
     @property
     def seconds(self) -> float:
@@ -39,6 +43,18 @@ class PlannedStep:
     choice: Candidate
     why: str
     why_not: tuple[tuple[str, str], ...]
+
+    @property
+    def numbers(self) -> str | None:
+        """How the step stores and computes, and the error expected of it; None where everything is FP32."""
+        choice, data = self.choice, [t for t in self.step.inputs[:1] if t is not None]
+        read, written = ({t.element for t in tensors} for tensors in (data, self.step.outputs))
+        if choice.weights == choice.arithmetic == "fp32" and read | written == {"fp32"}:
+            return None
+        products = "fp32" if choice.arithmetic == "fp32" else f"{choice.arithmetic}, sums fp32"
+        weights = f"weights {choice.weights}, products {products}, " if choice.error else ""
+        stores = f"reads {'/'.join(sorted(read))}, writes {'/'.join(sorted(written))}"
+        return f"numbers: {weights}{stores}" + (f"; expected error {choice.error:.1e}" if choice.error else "")
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,8 @@ class Plan:
             made = ", ".join(f"{'x'.join(map(str, t.shape))} {t.layout}" for t in step.outputs)
             yield f"{number:3} {step.operator} {step.name} -> {made}"
             yield f"      {planned.choice}"
+            if (numbers := planned.numbers) is not None:
+                yield f"      {numbers}"
             yield f"      why: {planned.why}"
             by_reason: dict[str, list[str]] = {}
             for algorithm, reason in planned.why_not:

@@ -18,7 +18,7 @@ from perwatt.errors import InputError, PlanError
 from perwatt.graph import Graph, read
 from perwatt.machine import Machine, this_machine
 from perwatt.passes import apply
-from perwatt.plan import batch_of, consider, make, place
+from perwatt.plan import Element, batch_of, consider, make, place, uniform
 from perwatt.run import tuning_file
 from perwatt.run.model import Model
 
@@ -34,6 +34,7 @@ def compile(
     tune: Tune = "measure",
     tune_limit_s: float = 12.0,
     images: int | Sequence[int] | None = None,
+    precision: Element = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Return a Model of a network on this machine.
@@ -45,6 +46,8 @@ def compile(
     tune_limit_s: no new round of timing begins after so many seconds.
     images: how many images pass through the convolutions at a time, or several such parts of the batch, the smaller
     ones for the layers with large activations; None chooses.
+    precision: what steps may use besides FP32, where it is faster: "fp16" and "bf16" store weights in half the bytes,
+    and compute products in it where this machine can.
     Raises NetworkError for files that cannot be read, UnsupportedOperator, PlanError, InputError.
     """
     graph = read_graph(source, batch)
@@ -54,11 +57,13 @@ def compile(
         raise InputError(f"threads: expected a whole number, at least 1, got {count!r}; None takes every core")
     if tune not in get_args(Tune):
         raise InputError(f"tune: expected one of {', '.join(get_args(Tune))}, got {tune!r}")
+    if precision not in get_args(Element):
+        raise InputError(f"precision: expected one of {', '.join(get_args(Element))}, got {precision!r}")
     team = shared_team(count)
     _check_weights(graph)
     rewritten = apply(graph)
     _check_memory(rewritten, machine, 2 * max((prod(v.shape) * 4 for v in rewritten.values.values()), default=0))
-    placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images))
+    placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images), uniform(precision))
     inputs = {name: rewritten.values[name] for name in rewritten.inputs}
     outputs = {name: rewritten.values[name] for name in rewritten.outputs}
     considered = consider(placement, KERNELS, workspace_bytes)

@@ -1,6 +1,5 @@
 """What the front of the server knows of a network that answers: this contract, and nothing of batches or processes."""
 
-import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,12 +43,19 @@ class Service(Protocol):
     def ready(self) -> bool:
         """Whether it can answer now: golden examples replayed, warmed up, its process alive."""
 
-    async def infer(
-        self, images: np.ndarray, *, deadline: float | None, priority: int, cancelled: asyncio.Event | None
-    ) -> Answer:
+    @property
+    def queued_images(self) -> int:
+        """Images that wait for the engine."""
+
+    @property
+    def engine_s(self) -> float:
+        """The engine time it has used, in seconds."""
+
+    async def infer(self, images: np.ndarray, *, deadline: float | None = None, priority: int = 0) -> Answer:
         """Return the outputs of images, float32 [images, ...]; deadline in seconds of time.monotonic().
 
-        Raises errors.Refused when it cannot or will not: queue full, deadline out of reach, process gone, closing.
+        Smaller priorities go first. A caller that has gone cancels the task that waits here. Raises errors.Refused
+        when it cannot or will not: queue full, deadline out of reach, process gone, closing.
         """
 
     async def close(self, drain_s: float) -> None:

@@ -57,6 +57,7 @@ class TrainingForm(nn.Module):  # type: ignore[misc]  # PyTorch is read as untyp
         self._answers = tuple(_logits(graph, output) for output in graph.outputs)
         self._every_step = _steps(graph, self._answers)
         self._main_steps = _steps(graph, self._answers[:1])
+        self._deployed_steps = _steps(graph, graph.outputs[:1])
         self._places: dict[str, tuple[nn.Module, str]] = {}
         learned, following = _learned(graph), _inputs(graph, FOLLOWING)
         for name, array in graph.constants.items():
@@ -68,16 +69,20 @@ class TrainingForm(nn.Module):  # type: ignore[misc]  # PyTorch is read as untyp
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the logits; in training a tuple of them where the Graph has auxiliary classifiers."""
-        steps, wanted = (self._every_step, self._answers) if self.training else (self._main_steps, self._answers[:1])
-        tensors: dict[str, Tensor] = {self.graph.inputs[0]: images}
-        for step in steps:
-            given = [None if name == "" else self._tensor(name, tensors) for name in step.node.inputs]
-            made = step.run(given, self.training)
-            tensors.update(zip(step.node.outputs, made if isinstance(made, tuple) else (made,), strict=True))
-            for name in step.finished:
-                del tensors[name]
-        answers = tuple(tensors[name].flatten(1) for name in wanted)
+        if not self.training:
+            return self._run(images, self._main_steps, self._answers[:1])[0]
+        answers = self._run(images, self._every_step, self._answers)
         return answers if len(answers) > 1 else answers[0]
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Return what the deployed network returns for the images, [batch, values], with its closing Softmax if any."""
+        mode = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                return self._run(images, self._deployed_steps, self.graph.outputs[:1])[0]
+        finally:
+            self.train(mode)
 
     def constant(self, name: str) -> Tensor:
         """Return the tensor that stands for one of the Graph's constants. Raises KeyError for another name."""
@@ -100,6 +105,16 @@ class TrainingForm(nn.Module):  # type: ignore[misc]  # PyTorch is read as untyp
                 setattr(module, attribute, mine.detach().clone())
         copied.train(self.training)
         return copied
+
+    def _run(self, images: Tensor, steps: tuple[_Step, ...], wanted: tuple[str, ...]) -> tuple[Tensor, ...]:
+        tensors: dict[str, Tensor] = {self.graph.inputs[0]: images}
+        for step in steps:
+            given = [None if name == "" else self._tensor(name, tensors) for name in step.node.inputs]
+            made = step.run(given, self.training)
+            tensors.update(zip(step.node.outputs, made if isinstance(made, tuple) else (made,), strict=True))
+            for name in step.finished:
+                del tensors[name]
+        return tuple(tensors[name].flatten(1) for name in wanted)
 
     def _tensor(self, name: str, made: Mapping[str, Tensor]) -> Tensor:
         return made[name] if name in made else self.constant(name)

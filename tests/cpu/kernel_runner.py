@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from perwatt.cpu.jit import NativeCode, compile_modules
+from perwatt.cpu.kernels.storage import from_bf16, packed
 from perwatt.machine import Isa, Machine, this_machine
 from perwatt.plan.algorithm import Algorithm, Operand, Packed, Places, Scratch, Step, Tensor, Tile
+from perwatt.plan.precision import Allowance, Element
 
 GUARD = 192  # floats before and behind every buffer
 CANARY = -7.0e33
@@ -49,17 +51,18 @@ def tensor(name: str, shape: Sequence[int], layout: str, lanes: int, spare_block
 
 
 def _places(t: Tensor, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each element lies, and where the spare lanes of the last block lie, in floats."""
+    """Return where each element lies, and where the spare lanes of the last block lie, in elements."""
     if t.layout == "plain":
         return np.arange(math.prod(t.shape)).reshape(t.shape), np.zeros(0, np.int64)
     n, channels = t.shape[:2]
     pixels = math.prod(t.shape[2:])
     padded = -(-channels // lanes) * lanes
     c = np.arange(padded)
-    by_image = lanes if len(t.shape) == 2 else t.image_stride
+    each = 1 if t.element == "fp32" else 2  # strides count words of four bytes
+    by_image = lanes if len(t.shape) == 2 else t.image_stride * each
     place = (
         np.arange(n)[:, None, None] * by_image
-        + ((c // lanes) * t.block_stride + c % lanes)[None, :, None]
+        + ((c // lanes) * t.block_stride * each + c % lanes)[None, :, None]
         + (np.arange(pixels) * lanes)[None, None, :]
     )
     return place[:, :channels].reshape(t.shape), place[:, channels:].reshape(-1)
@@ -71,26 +74,34 @@ class Buffer:
     def __init__(self, t: Tensor, lanes: int, values: np.ndarray | None, garbage: float) -> None:
         self.places, self.spare = _places(t, lanes)
         size = int(max(self.places.max(initial=0), self.spare.max(initial=0))) + 1
-        self.memory = np.full(size + 2 * GUARD, CANARY, np.float32)
+        self.element = t.element
+        self.memory = self._stored(np.full(size + 2 * GUARD, CANARY if t.element == "fp32" else -7.0e3, np.float32))
         self.own = np.zeros(self.memory.size, bool)
         self.own[GUARD + self.places.reshape(-1)] = True
         self.own[GUARD + self.spare] = True
-        self.memory[self.own] = np.float32(np.nan)
+        self.memory[self.own] = self._stored(np.float32([np.nan]))[0]
         if values is not None:
-            self.memory[GUARD + self.places] = values
-            self.memory[GUARD + self.spare] = garbage * (-1.0) ** np.arange(self.spare.size)
+            self.memory[GUARD + self.places] = self._stored(values)
+            self.memory[GUARD + self.spare] = self._stored(garbage * (-1.0) ** np.arange(self.spare.size))
         self.before = self.memory.copy()
-        self.address = self.memory.ctypes.data + 4 * GUARD
+        self.address = self.memory.ctypes.data + self.memory.itemsize * GUARD
+
+    def _stored(self, values: np.ndarray) -> np.ndarray:
+        return packed(np.asarray(values, np.float32), self.element)
+
+    def _loaded(self, memory: np.ndarray) -> np.ndarray:
+        return from_bf16(memory) if self.element == "bf16" else memory.astype(np.float32)
 
     def values(self) -> np.ndarray:
-        return self.memory[GUARD + self.places]
+        return self._loaded(self.memory[GUARD + self.places])
 
     def check(self, written: bool) -> None:
         kept = ~self.own if written else np.ones_like(self.own)
-        same = np.array_equal(self.memory[kept].view(np.int32), self.before[kept].view(np.int32))
+        whole = f"i{self.memory.itemsize}"
+        same = np.array_equal(self.memory[kept].view(whole), self.before[kept].view(whole))
         assert same, "a kernel wrote outside its output"
         if written:
-            assert np.isfinite(self.memory[GUARD + self.spare]).all(), "spare lanes must stay finite"
+            assert np.isfinite(self._loaded(self.memory[GUARD + self.spare])).all(), "spare lanes must stay finite"
 
 
 def step(
@@ -119,6 +130,19 @@ def step(
     return Step("step", operator, tuple(tensors), tuple(made), attributes, constants or {}, machine(lanes), threads)
 
 
+def in_halves(s: Step, allowed: Allowance, data: Element = "fp32", made: Element = "fp32") -> Step:
+    """Return a step that may use more than FP32; its blocked inputs lie as `data`, its outputs as `made`."""
+
+    def stored(t: Tensor | None, element: Element) -> Tensor | None:
+        if t is None or t.layout == "plain" or element == "fp32":
+            return t
+        return replace(t, image_stride=t.image_stride // 2, block_stride=t.block_stride // 2, element=element)
+
+    inputs = tuple(stored(t, data) for t in s.inputs)
+    outputs = tuple(t for t in (stored(o, made) for o in s.outputs) if t is not None)
+    return replace(s, allowed=allowed, inputs=inputs, outputs=outputs)
+
+
 def run(
     algorithm: Algorithm, s: Step, feeds: Mapping[str, np.ndarray], tile: Tile | None = None, garbage: float = 977.0
 ) -> list[np.ndarray]:
@@ -138,24 +162,24 @@ def run(
     scratch_floats = -(-algorithm.scratch_bytes(s, tile) // 4)
     scratch = np.full(scratch_floats + 2 * GUARD, CANARY, np.float32)
     scratch[GUARD : GUARD + scratch_floats] = np.nan
-    packed: dict[str, np.ndarray] = {}
+    made: dict[str, np.ndarray] = {}
 
     def address(word: object) -> int:
         if isinstance(word, Operand):
             return buffers[word.name].address
         if isinstance(word, Packed):
-            if word.label not in packed:
-                packed[word.label] = np.ascontiguousarray(word.make())
-                assert packed[word.label].dtype in (np.float32, np.int64), word.label
-            return packed[word.label].ctypes.data
+            if word.label not in made:
+                made[word.label] = np.ascontiguousarray(word.make())
+                assert made[word.label].dtype in (np.float32, np.int64, np.float16, np.uint16), word.label
+            return made[word.label].ctypes.data
         if isinstance(word, Places):
             rows = [
                 (buffers[o.name].address + 4 * block * o.block_stride, o.image_stride)
                 for o in s.outputs
                 for block in range(-(-o.shape[1] // lanes))
             ]
-            packed["places"] = np.array(rows, np.int64)
-            return packed["places"].ctypes.data
+            made["places"] = np.array(rows, np.int64)
+            return made["places"].ctypes.data
         if isinstance(word, Scratch):
             assert word.offset_bytes <= 4 * scratch_floats
             return scratch.ctypes.data + 4 * GUARD + word.offset_bytes

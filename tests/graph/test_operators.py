@@ -35,6 +35,14 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
         ([(1, 2, 3, 4, 5), weights(2, 2, 2, 2, 2)], {}),
         ([(1, 2, 2, 2), weights(1, 2, 5, 5)], {"pads": (3, 2, 2, 3)}),
     ],
+    "ConvTranspose": [
+        (
+            [(2, 4, 5, 3), weights(4, 3, 3, 2), weights(6)],
+            {"group": 2, "strides": (2, 3), "pads": (1, 0, 0, 1), "dilations": (2, 1), "output_padding": (1, 0)},
+        ),
+        ([(1, 3, 7, 5), weights(3, 2, 4, 4)], {"strides": (2, 2), "pads": (1, 1, 1, 1)}),
+        ([(1, 1, 9), weights(1, 3, 4)], {}),
+    ],
     "Gemm": [
         ([(3, 5), weights(5, 7), weights(7)], {"alpha": 0.3, "beta": 1.7}),
         ([(5, 3), weights(7, 5)], {"transA": 1, "transB": 1}),
@@ -83,6 +91,7 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
     "ReduceSum": [([(2, 3, 5)], {"axes": (1,), "keepdims": 0})],
     "ReduceMax": [([(2, 3, 5)], {"axes": (0, 2)})],
     "ReduceMin": [([(2, 3, 5)], {})],
+    "ArgMax": [([(2, 3, 5)], {"axis": -1}), ([(2, 3)], {"keepdims": 0, "select_last_index": 1})],
     "Concat": [([(2, 3, 5), (2, 1, 5), (2, 7, 5)], {"axis": -2}), ([(2,)], {"axis": 0})],
     "Flatten": [([(2, 3, 5, 7)], {}), ([(2, 3, 5)], {"axis": -1}), ([(2, 3)], {"axis": 0}), ([(2, 3)], {"axis": 2})],
     "Reshape": [([(2, 3, 5)], {"shape": (0, -1)}), ([(2, 3)], {"shape": (3, 1, 2)}), ([(1, 1)], {"shape": ()})],

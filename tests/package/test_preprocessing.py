@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from perwatt.errors import InputError
-from perwatt.package.preprocessing import Preprocessing, decode, preprocess
+from perwatt.errors import InputError, PhotographRefused
+from perwatt.package.preprocessing import Limits, Preprocessing, decode, preprocess
 
 PLAIN = Preprocessing((224, 224), 256, "bilinear", "rgb", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -115,10 +115,10 @@ def test_exif_orientation_turns_the_photograph_upright(orientation: int) -> None
     np.testing.assert_array_equal(np.asarray(decode(stored(lying, "PNG", exif=exif))), upright)
 
 
-def test_sixteen_bits_are_divided_by_257() -> None:
+def test_of_sixteen_bits_the_high_byte_counts() -> None:
     deep = np.array([[0, 128, 129, 257, 32896, 65535]], dtype=np.uint16)
     got = np.asarray(decode(stored(Image.fromarray(deep), "PNG")))
-    np.testing.assert_array_equal(got[0, :, 1], [0, 0, 1, 1, 128, 255])
+    np.testing.assert_array_equal(got[0, :, 1], [0, 0, 0, 1, 128, 255])
 
 
 def test_transparency_shows_mid_grey() -> None:
@@ -182,12 +182,12 @@ def test_random_bytes_never_raise_anything_else(content: bytes) -> None:
             assert "photograph" in str(error)  # noqa: PT017
 
 
-def test_a_missing_file_and_a_bomb_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_and_a_bomb_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         decode(tmp_path / "gone.jpg")
-    monkeypatch.setattr("perwatt.package.preprocessing.MOST_PIXELS", 100)
-    with pytest.raises(InputError, match="at most 100 pixels, got 61x47"):
-        decode(stored(photograph(), "PNG"))
+    with pytest.raises(PhotographRefused, match="at most 100 pixels, got 61x47") as refused:
+        decode(stored(photograph(), "PNG"), limits=Limits(most_pixels=100))
+    assert refused.value.reason == "pixels"
 
 
 def test_preprocessing_that_contradicts_itself_is_refused() -> None:

@@ -9,6 +9,8 @@ with equal values, and no tail code is needed. That is why nothing here may accu
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
+from math import hypot
 
 import numpy as np
 
@@ -34,13 +36,27 @@ from perwatt.cpu.kernels.dense import (
     spread,
     used_lanes,
 )
-from perwatt.cpu.kernels.padding import padding
-from perwatt.cpu.kernels.tile import LONGEST_RUN, multiply
-from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Places, Scratch, Step, Tile, Word
+from perwatt.cpu.kernels.padding import framing, framing_name, padding
+from perwatt.cpu.kernels.storage import Numbers, load, numbers_of, packed, pairs, reason_against, store, stored
+from perwatt.cpu.kernels.tile import FP32_NUMBERS, LONGEST_RUN, multiply
+from perwatt.plan.algorithm import (
+    Algorithm,
+    Call,
+    Operand,
+    Packed,
+    Places,
+    Scratch,
+    Step,
+    Tensor,
+    Tile,
+    Word,
+    direct_error,
+)
+from perwatt.plan.precision import ELEMENT_BYTES, Element, rounding_error
 
 
 class Slot(IntEnum):
-    """The words of a step's arguments. Strides and offsets count floats."""
+    """The words of a step's arguments. Strides and offsets count floats (of halves, two are one)."""
 
     INPUT = 0
     WEIGHTS = 1
@@ -69,6 +85,8 @@ class Slot(IntEnum):
 
 SLOTS = len(Slot)
 MOST_STEPS = 16
+# How many products of a kind pass in the time of one in FP32, for estimates.
+PRODUCTS_AT_ONCE: dict[Element, float] = {"fp32": 1.0, "fp16": 1.9, "bf16": 1.9}
 
 
 @dataclass(frozen=True)
@@ -85,12 +103,13 @@ class Shape:
     tail: bool = False
     parted: bool = False
     deep: bool = False
+    numbers: Numbers = FP32_NUMBERS
 
     @property
     def name(self) -> str:
         """The exported function's name, which holds all that the code depends on."""
         tail = f"{self.activation.label}{'_residual' if self.residual else ''}{'_tail' if self.tail else ''}"
-        tail += ("_parted" if self.parted else "") + ("_deep" if self.deep else "")
+        tail += ("_parted" if self.parted else "") + ("_deep" if self.deep else "") + self.numbers.label
         return f"convolution_{self.lanes}_{self.rows}x{self.columns}_stride{self.row_stride}_steps{self.steps}_{tail}"
 
 
@@ -107,7 +126,8 @@ def convolution(shape: Shape) -> Module:
         pixel_chunks, group_chunks = k.argument(Slot.PIXEL_CHUNKS), k.argument(Slot.GROUP_CHUNKS)
         image_stride, row_stride = k.argument(Slot.IMAGE_STRIDE), k.argument(Slot.ROW_STRIDE)
         out_image_stride, outside = k.argument(Slot.OUTPUT_IMAGE_STRIDE), k.argument(Slot.PIXELS_OUTSIDE)
-        weights_stride = entries * (shape.steps * columns * lanes)
+        numbers, pixel_words = shape.numbers, shape.numbers.output.words(lanes)
+        weights_stride = entries * (shape.steps * columns * numbers.panel_words(lanes))
         if shape.residual:
             residual, residual_blocks = k.pointer(Slot.RESIDUAL), k.pointer(Slot.RESIDUAL_BLOCKS)
             residual_image_stride = k.argument(Slot.RESIDUAL_IMAGE_STRIDE)
@@ -153,18 +173,24 @@ def convolution(shape: Shape) -> Module:
                     sums = multiply(
                         k, [start[i % columns] for i in range(rows * columns)], here, panel, table, entries,
                         rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps, deep=shape.deep,
+                        numbers=numbers,
                     )  # fmt: skip
-                    place = (row * pixels + pixel) * lanes
+                    place = (row * pixels + pixel) * pixel_words
+                    if shape.residual:
+                        residual_words = numbers.residual.words(lanes)
+                        same = residual_words == pixel_words
+                        residual_place = place if same else (row * pixels + pixel) * residual_words
                     for column in range(columns):
                         for r in range(rows):
                             value = sums[r * columns + column]
                             if shape.residual:
-                                value = value + k.load(residual_places[column] + place, r * lanes)
+                                other = residual_places[column] + residual_place
+                                value = value + load(k, numbers.residual, other, r * residual_words)
                             value = activate(k, value, shape.activation)
                             if shape.tail:
                                 # Zero weights would not do: an infinite input times zero is no number.
                                 value = k.select(kept[column], value, 0.0)
-                            k.store(value, y_places[column] + place, r * lanes)
+                            store(k, numbers.output, value, y_places[column] + place, r * pixel_words)
     return module
 
 
@@ -180,8 +206,8 @@ def _reason_against(step: Step) -> str | None:
     return None
 
 
-def _accepts_direct(step: Step) -> str | None:
-    if reason := _reason_against(step):
+def _accepts_direct(weights: Element, arithmetic: Element, step: Step) -> str | None:
+    if reason := _reason_against(step) or reason_against(weights, arithmetic, step):
         return reason
     c = read_convolution(step)
     if operand(step, 0).layout != "blocked":
@@ -236,7 +262,7 @@ def _chunkings(step: Step, c: Convolution, tile: Tile) -> list[Tile]:
     return ways
 
 
-def _seconds(step: Step, tile: Tile) -> float:
+def _seconds(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> float:
     c = read_convolution(step)
     each = blocks(c.outputs // c.groups, step.lanes)
     rows, columns, pixels = tile["rows"], tile["columns"], _pixels(c)
@@ -246,13 +272,20 @@ def _seconds(step: Step, tile: Tile) -> float:
     loads = max(1.0, 1.6 * (rows + columns) / (rows * columns)) * (1.0 if rows * columns >= 12 else 2.0)
     tasks = tile["pixel_chunks"] * tile["group_chunks"] * c.images
     balance = -(-tasks // step.threads) * step.threads / tasks
-    arithmetic = 2 * c.multiply_adds * waste * loads * balance / (FLOPS_PER_S_AND_LANE * step.lanes * step.threads)
-    weight_bytes = known(step, 1).nbytes
+    arithmetic_s = 2 * c.multiply_adds * waste * loads * balance / (FLOPS_PER_S_AND_LANE * step.lanes * step.threads)
+    arithmetic_s /= PRODUCTS_AT_ONCE[arithmetic]
+    weight_bytes = known(step, 1).size * ELEMENT_BYTES[weights]
     traffic = weight_bytes / MEMORY_BYTES_PER_S / min(step.threads, 2) * (0.5 if c.images > 1 else 1.0)
     reread = weight_bytes * (tile["pixel_chunks"] * c.images if tile["pixels_outside"] else 1)
     cache = reread / CACHE_BYTES_PER_S / step.threads
-    copy = 2 * c.images * c.channels * c.height * c.width * 4 / CACHE_BYTES_PER_S if any(c.pads) else 0.0
-    return max(arithmetic, cache) + 0.5 * traffic + copy
+    copied = 2 * c.images * c.channels * c.height * c.width * 4 / CACHE_BYTES_PER_S
+    copy = copied if any(c.pads) or _converted(arithmetic, operand(step, 0)) else 0.0
+    return max(arithmetic_s, cache) + 0.5 * traffic + copy
+
+
+def _converted(arithmetic: Element, x: Tensor) -> bool:
+    """Return whether the input is stored otherwise than the products need it."""
+    return x.element != ("bf16" if arithmetic == "bf16" else "fp32")
 
 
 def _framed(c: Convolution) -> tuple[int, int]:
@@ -260,26 +293,36 @@ def _framed(c: Convolution) -> tuple[int, int]:
     return c.height + c.pads[0] + c.pads[2], c.width + c.pads[1] + c.pads[3]
 
 
-def _scratch_bytes(step: Step, tile: Tile) -> int:
-    c = read_convolution(step)
-    if not any(c.pads):
+def _scratch_bytes(arithmetic: Element, step: Step, tile: Tile) -> int:
+    c, x = read_convolution(step), operand(step, 0)
+    if not any(c.pads) and not _converted(arithmetic, x):
         return 0
     height, width = _framed(c)
-    blocked = operand(step, 0).layout == "blocked"
-    channels = blocks(c.channels, step.lanes) * step.lanes if blocked else c.channels
-    return c.images * channels * height * width * 4 + 64 * step.lanes
+    channels = blocks(c.channels, step.lanes) * step.lanes if x.layout == "blocked" else c.channels
+    return c.images * channels * height * width * (2 if arithmetic == "bf16" else 4) + 64 * step.lanes
 
 
-def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
+def _calls(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> tuple[Call, ...]:
     c, lanes, x = read_convolution(step), step.lanes, operand(step, 0)
-    blocked = x.layout == "blocked"
-    pixel, planes = (lanes, blocks(c.channels, lanes)) if blocked else (1, c.channels)
+    blocked, residual = x.layout == "blocked", residual_of(step)
+    numbers = numbers_of(step, weights, arithmetic, residual)
+    pixel, planes = (numbers.input.words(lanes), blocks(c.channels, lanes)) if blocked else (1, c.channels)
     height, width = _framed(c)
     plane_stride = x.block_stride if blocked else c.height * c.width
     image_stride = x.image_stride if blocked else c.channels * c.height * c.width
     source: Word = Operand(x.name)
     calls: tuple[Call, ...] = ()
-    if any(c.pads):
+    if _converted(arithmetic, x):
+        source, here = Scratch(), stored(x.element, step.machine)
+        there = stored(numbers.input.element, step.machine)
+        framed: tuple[Word, ...] = (
+            Operand(x.name), Scratch(), c.images, planes, image_stride, plane_stride, c.height, c.width,
+            c.pads[0], c.pads[2], c.pads[1], c.pads[3], c.width * here.words(lanes),
+        )  # fmt: skip
+        calls = (Call(framing_name(lanes, here, there), lambda: str(framing(lanes, here, there)), framed),)
+        plane_stride = height * width * pixel
+        image_stride = planes * plane_stride
+    elif any(c.pads):
         source = Scratch()
         words: tuple[Word, ...] = (
             Operand(x.name), Scratch(), c.images, planes, image_stride, plane_stride, c.height, c.width * pixel,
@@ -290,14 +333,18 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
         image_stride = planes * plane_stride
     # Neighbouring taps of a plain row lie side by side unless dilated; a long row of them would be unrolled code.
     together = c.kernel[1] if c.dilations[1] == 1 and c.kernel[1] <= MOST_STEPS else 1
-    steps = lanes if blocked else together
+    steps = pixel if blocked else together
     taps_across = c.kernel[1] if blocked else c.kernel[1] // together
     parted = len(step.outputs) > 1
     entries = planes // c.groups * c.kernel[0] * taps_across
     shape = Shape(
         lanes, tile["rows"], tile["columns"], c.strides[1] * pixel, steps, c.activation, c.residual,
-        has_tail(step), parted, entries * steps > LONGEST_RUN,
+        has_tail(step), parted, weights == "fp32" and entries * steps > LONGEST_RUN, numbers,
     )  # fmt: skip
+
+    def panels() -> np.ndarray:
+        made = _pack(step, c, tile["columns"], blocked)
+        return pairs(made) if numbers.pairs else packed(made, weights)
 
     def table() -> np.ndarray:
         plane = np.arange(planes // c.groups)[:, None, None] * plane_stride
@@ -308,12 +355,12 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     starts = first_blocks(c.outputs, c.groups, lanes, tile["columns"])
     group_of = starts // blocks(c.outputs // c.groups, lanes)
     group_stride = planes // c.groups * plane_stride
-    residual = residual_of(step)
+    kind = "" if weights == "fp32" else f" {weights}{' pairs' if numbers.pairs else ''}"
     y = step.outputs[0]
     target: Word = Places(tuple(out.name for out in step.outputs)) if parted else Operand(y.name)
     rows, row_stride = (1, 0) if c.pointwise else (c.out_height, c.strides[0] * width * pixel)
     words = (
-        source, Packed(f"weights {lanes} {tile['columns']}", lambda: _pack(step, c, tile["columns"], blocked)),
+        source, Packed(f"weights {lanes} {tile['columns']}{kind}", panels),
         Packed("bias", lambda: padded_bias(step, c.outputs, lanes)), target,
         Operand(residual.name) if residual else 0, Packed(f"table {plane_stride}", table), entries,
         c.images, image_stride, rows, row_stride, _pixels(c), y.image_stride,
@@ -341,5 +388,24 @@ def _pack(step: Step, c: Convolution, columns: int, blocked: bool) -> np.ndarray
     return pack_columns(ordered.reshape(outputs, -1), first_blocks(c.outputs, c.groups, lanes, columns), lanes, columns)
 
 
-DIRECT = Algorithm("direct", ("FusedConv",), _accepts_direct, _tiles, _seconds, _calls, _scratch_bytes)
-FIRST_LAYER = Algorithm("first layer", ("FusedConv",), _accepts_first, _tiles, _seconds, _calls, _scratch_bytes)
+def _direct(name: str, weights: Element, arithmetic: Element) -> Algorithm:
+    def error(step: Step) -> float:
+        return hypot(direct_error(step), rounding_error(weights, arithmetic))
+
+    return Algorithm(
+        name, ("FusedConv",), partial(_accepts_direct, weights, arithmetic), _tiles,
+        partial(_seconds, weights, arithmetic), partial(_calls, weights, arithmetic),
+        partial(_scratch_bytes, arithmetic), error, weights, arithmetic,
+    )  # fmt: skip
+
+
+DIRECT = _direct("direct", "fp32", "fp32")
+DIRECT_HALF = (
+    _direct("direct, fp16 weights", "fp16", "fp32"),
+    _direct("direct, bf16 weights", "bf16", "fp32"),
+    _direct("direct bf16", "bf16", "bf16"),
+)
+FIRST_LAYER = Algorithm(
+    "first layer", ("FusedConv",), _accepts_first, _tiles, partial(_seconds, "fp32", "fp32"),
+    partial(_calls, "fp32", "fp32"), partial(_scratch_bytes, "fp32"),
+)  # fmt: skip

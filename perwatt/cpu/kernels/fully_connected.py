@@ -4,9 +4,12 @@ At one image the register tile is one row wide: a matrix-vector product that str
 for each thread, and is bound by memory. At many images a panel of weights is read once for all of them.
 """
 
+from functools import partial
+from math import hypot
+
 import numpy as np
 
-from perwatt.cpu.kernels.convolution import Shape, convolution
+from perwatt.cpu.kernels.convolution import PRODUCTS_AT_ONCE, Shape, convolution
 from perwatt.cpu.kernels.dense import (
     CACHE_BYTES_PER_S,
     FLOPS_PER_S_AND_LANE,
@@ -25,13 +28,18 @@ from perwatt.cpu.kernels.dense import (
     residual_offsets,
     used_lanes,
 )
+from perwatt.cpu.kernels.padding import framing, framing_name
+from perwatt.cpu.kernels.storage import numbers_of, packed, pairs, reason_against, stored
 from perwatt.cpu.kernels.tile import LONGEST_RUN
-from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tile, Word
+from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tile, Word, direct_error
+from perwatt.plan.precision import ELEMENT_BYTES, Element, rounding_error
 
 
-def _accepts(step: Step) -> str | None:
+def _accepts(weights: Element, arithmetic: Element, step: Step) -> str | None:
     if step.constant(1) is None:
         return "the weights are not constant"
+    if reason := reason_against(weights, arithmetic, step):
+        return reason
     if operand(step, 0).layout != "blocked":
         return "the input is not in channel blocks"
     return None
@@ -77,18 +85,31 @@ def _tiles(step: Step) -> list[Tile]:
     return tiles
 
 
-def _seconds(step: Step, tile: Tile) -> float:
+def _seconds(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> float:
     images, depth, outputs = _sizes(step)
     rows, columns = tile["rows"], tile["columns"]
     groups = tile["group_chunks"]
     balance = -(-groups // step.threads) * step.threads / groups
     padded = -(-images // rows) * rows * groups * columns * step.lanes * depth * step.lanes
     loads = max(1.0, 1.6 * (rows + columns) / (rows * columns)) if rows > 1 else 1.0
-    arithmetic = 2 * padded * loads * balance / (FLOPS_PER_S_AND_LANE * step.lanes * step.threads)
-    weight_bytes = 4 * outputs * depth * step.lanes
+    rate = FLOPS_PER_S_AND_LANE * PRODUCTS_AT_ONCE[arithmetic]
+    arithmetic_s = 2 * padded * loads * balance / (rate * step.lanes * step.threads)
+    weight_bytes = ELEMENT_BYTES[weights] * outputs * depth * step.lanes
     memory = weight_bytes / MEMORY_BYTES_PER_S / min(step.threads, 2) * balance
     cache = weight_bytes * -(-images // rows) / CACHE_BYTES_PER_S / step.threads
-    return max(arithmetic, memory, cache)
+    return max(arithmetic_s, memory, cache)
+
+
+def _converted(arithmetic: Element, step: Step) -> bool:
+    """Return whether the input is stored otherwise than the products need it."""
+    return operand(step, 0).element != ("bf16" if arithmetic == "bf16" else "fp32")
+
+
+def _scratch_bytes(arithmetic: Element, step: Step, tile: Tile) -> int:
+    images, depth, _ = _sizes(step)
+    if not _converted(arithmetic, step):
+        return 0
+    return depth * images * step.lanes * (2 if arithmetic == "bf16" else 4) + 64 * step.lanes
 
 
 def _pack(step: Step, starts: np.ndarray, columns: int) -> np.ndarray:
@@ -105,27 +126,59 @@ def _pack(step: Step, starts: np.ndarray, columns: int) -> np.ndarray:
     return pack_columns(ordered.reshape(len(full), -1), starts, lanes, columns)
 
 
-def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
+def _calls(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> tuple[Call, ...]:
     lanes, x, y, residual = step.lanes, operand(step, 0), step.outputs[0], residual_of(step)
     images, depth, outputs = _sizes(step)
+    numbers = numbers_of(step, weights, arithmetic, residual)
+    pixel = numbers.input.words(lanes)
+    calls: tuple[Call, ...] = ()
+    source: Word = Operand(x.name)
+    if _converted(arithmetic, step):  # images take the place of a row's pixels
+        source, here = Scratch(), stored(x.element, step.machine)
+        there = stored(numbers.input.element, step.machine)
+        framed: tuple[Word, ...] = (
+            Operand(x.name), Scratch(), 1, depth, 0, images * here.words(lanes), 1, images, 0, 0, 0, 0, 0,
+        )  # fmt: skip
+        calls = (Call(framing_name(lanes, here, there), lambda: str(framing(lanes, here, there)), framed),)
     shape = Shape(
-        lanes, tile["rows"], tile["columns"], lanes, lanes, activation_of(step), residual is not None,
-        has_tail(step), deep=depth * lanes > LONGEST_RUN,
+        lanes, tile["rows"], tile["columns"], pixel, pixel, activation_of(step), residual is not None,
+        has_tail(step), deep=weights == "fp32" and depth * lanes > LONGEST_RUN, numbers=numbers,
     )  # fmt: skip
     starts = first_blocks(outputs, 1, lanes, tile["columns"])
+    kind = "" if weights == "fp32" else f" {weights}{' pairs' if numbers.pairs else ''}"
+
+    def panels() -> np.ndarray:
+        made = _pack(step, starts, tile["columns"])
+        return pairs(made) if numbers.pairs else packed(made, weights)
+
     words: tuple[Word, ...] = (
-        Operand(x.name), Packed(f"weights {tile['columns']}", lambda: _pack(step, starts, tile["columns"])),
+        source, Packed(f"weights {tile['columns']}{kind}", panels),
         Packed("bias", lambda: padded_bias(step, outputs, lanes)), Operand(y.name),
         Operand(residual.name) if residual else 0,
-        Packed("table", lambda: np.arange(depth, dtype=np.int64) * (images * lanes)), depth, 1, 0, 1, 0, images, 0,
-        Packed("output blocks", lambda: output_offsets(step)), 0,
+        Packed(f"table {pixel}", lambda: np.arange(depth, dtype=np.int64) * (images * pixel)), depth, 1, 0, 1, 0,
+        images, 0, Packed("output blocks", lambda: output_offsets(step)), 0,
         Packed("residual blocks", lambda: residual_offsets(step)), len(starts),
         Packed(f"first blocks {tile['columns']}", lambda: starts),
         Packed(f"group inputs {tile['columns']}", lambda: np.zeros(len(starts), np.int64)),
         tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"],
         Packed("used lanes", lambda: used_lanes(step)),
     )  # fmt: skip
-    return (Call(shape.name, lambda: str(convolution(shape)), words),)
+    return (*calls, Call(shape.name, lambda: str(convolution(shape)), words))
 
 
-FULLY_CONNECTED = Algorithm("fully connected", ("FusedGemm",), _accepts, _tiles, _seconds, _calls)
+def _fully_connected(name: str, weights: Element, arithmetic: Element) -> Algorithm:
+    def error(step: Step) -> float:
+        return hypot(direct_error(step), rounding_error(weights, arithmetic))
+
+    return Algorithm(
+        name, ("FusedGemm",), partial(_accepts, weights, arithmetic), _tiles, partial(_seconds, weights, arithmetic),
+        partial(_calls, weights, arithmetic), partial(_scratch_bytes, arithmetic), error, weights, arithmetic,
+    )  # fmt: skip
+
+
+FULLY_CONNECTED = _fully_connected("fully connected", "fp32", "fp32")
+FULLY_CONNECTED_HALF = (
+    _fully_connected("fully connected, fp16 weights", "fp16", "fp32"),
+    _fully_connected("fully connected, bf16 weights", "bf16", "fp32"),
+    _fully_connected("fully connected bf16", "bf16", "bf16"),
+)

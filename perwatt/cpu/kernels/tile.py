@@ -7,14 +7,20 @@ Every multiplication-heavy kernel (convolution, fully connected layer, Winograd'
 A row is a pixel (or an image, or a Winograd tile), a column is one vector of output channels. `entry` walks a table of
 offsets into the input: channel blocks times kernel taps. So 1x1, kxk, strided, dilated and grouped convolution, the
 first layer's planar input and matrix products differ only in their tables.
+
+Weights stored in halves are converted as they are loaded. With BF16 products a word of four bytes is a pair of numbers
+on both sides, so the loop is the same with half the steps: b is packed [entry][pair][column·V + lane][2].
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from perwatt.cpu.ir import Kernel, Pointer, Vector, Whole
+from perwatt.cpu.kernels.storage import FP32, Numbers, dot_pairs, load
 
 # Products that are summed in one go before a sum is worth the parting.
 LONGEST_RUN = 512
+FP32_NUMBERS = Numbers()
 
 
 def multiply(
@@ -30,6 +36,7 @@ def multiply(
     row_stride: int,
     steps: int,
     deep: bool = False,
+    numbers: Numbers = FP32_NUMBERS,
 ) -> list[Vector]:
     """Return the accumulators (row-major: row·columns + column) after all entries of the table.
 
@@ -37,9 +44,11 @@ def multiply(
 
     `deep` sums runs of LONGEST_RUN products by themselves, and then the runs: the error of a sum in one go grows with
     the root of its length, at 25088 terms to ten times this one's. The runs' totals wait on the stack.
+
+    `numbers` says how b is stored; with pairs of BF16 on both sides, steps and strides count pairs.
     """
     if not deep:
-        return _run(k, accumulators, a, b, table, 0, entries, rows, columns, row_stride, steps)
+        return _run(k, accumulators, a, b, table, 0, entries, rows, columns, row_stride, steps, numbers)
     lanes, run = k.lanes, max(1, LONGEST_RUN // steps)
     totals = k.scratch(rows * columns * lanes)
     for number, value in enumerate(accumulators):
@@ -47,7 +56,7 @@ def multiply(
     zeros = [k.constant(0.0)] * (rows * columns)
     with k.loop(0, entries, run, at_least_once=True) as runs:
         last = k.minimum_index(runs.index + run, entries)
-        sums = _run(k, zeros, a, b, table, runs.index, last, rows, columns, row_stride, steps)
+        sums = _run(k, zeros, a, b, table, runs.index, last, rows, columns, row_stride, steps, numbers)
         for number, value in enumerate(sums):
             k.store(k.load(totals, number * lanes) + value, totals, number * lanes)
     return [k.load(totals, number * lanes) for number in range(rows * columns)]
@@ -55,19 +64,20 @@ def multiply(
 
 def _run(
     k: Kernel, accumulators: Sequence[Vector], a: Pointer, b: Pointer, table: Pointer, first: Whole, last: Whole,
-    rows: int, columns: int, row_stride: int, steps: int,
+    rows: int, columns: int, row_stride: int, steps: int, numbers: Numbers,
 ) -> list[Vector]:  # fmt: skip
     """Return the accumulators after the entries [first, last) of the table, of which there is at least one."""
-    width = columns * k.lanes
+    kind, vector = FP32 if numbers.pairs else numbers.weights, numbers.panel_words(k.lanes)
+    width, multiply_add = columns * vector, partial(dot_pairs, k) if numbers.pairs else k.multiply_add
     with k.loop(first, last, carry=accumulators, at_least_once=True) as loop:
         here = a + k.table_entry(table, loop.index)
         panel = b + loop.index * (steps * width)
         sums = list(loop.carried)
         for step in range(steps):
-            weights = [k.load(panel, step * width + column * k.lanes) for column in range(columns)]
+            weights = [load(k, kind, panel, step * width + column * vector) for column in range(columns)]
             for row in range(rows):
                 pixel = k.broadcast(here, row * row_stride + step)
                 for column in range(columns):
-                    sums[row * columns + column] = k.multiply_add(pixel, weights[column], sums[row * columns + column])
+                    sums[row * columns + column] = multiply_add(pixel, weights[column], sums[row * columns + column])
         loop.carry(sums)
     return loop.results

@@ -1,5 +1,7 @@
 """perwatt's own engine, as one row among its rivals."""
 
+from collections import Counter
+
 import numpy as np
 
 import perwatt
@@ -16,11 +18,12 @@ class OwnEngine:
     what was measured before on this machine is not measured again."""
 
     def load(self, job: Job) -> Loaded:
-        if job.precision != "fp32":
-            raise EngineRefused(f"perwatt: expected fp32, got {job.precision}; its kernels compute in fp32 so far")
         try:
             self._model: Model = compile_network(
-                job.model_path, threads=job.threads, tune_limit_s=min(job.patience_s, MOST_TUNING_S)
+                job.model_path,
+                threads=job.threads,
+                precision=job.precision,
+                tune_limit_s=min(job.patience_s, MOST_TUNING_S),
             )
         except (NetworkError, PlanError) as error:
             raise EngineRefused(f"perwatt: {error}") from error
@@ -29,8 +32,9 @@ class OwnEngine:
             raise EngineRefused(f"perwatt: expected a network with the one output {job.output_name!r}, got {has}")
         return Loaded(
             version=perwatt.__version__,
-            precision="fp32",
+            precision=job.precision,
             options={
+                **_kinds(self._model, job.precision),
                 "threads": str(job.threads),
                 "tuned": f"by measuring, at most {min(job.patience_s, MOST_TUNING_S):.3g} s and one round",
                 "working memory": f"{self._model.working_bytes} bytes",
@@ -43,3 +47,12 @@ class OwnEngine:
 
     def close(self) -> None:
         del self._model
+
+
+def _kinds(model: Model, precision: str) -> dict[str, str]:
+    """Return what the steps with weights use, by how many use it: precision is a permission, not a command."""
+    if precision == "fp32":
+        return {}
+    choices = [planned.choice for planned in model.plan.steps if planned.choice.error]
+    counts = Counter(f"weights {choice.weights}, products {choice.arithmetic}" for choice in choices)
+    return {"steps": "; ".join(f"{count} x {kind}" for kind, count in counts.most_common())}

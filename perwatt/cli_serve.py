@@ -1,0 +1,54 @@
+"""The command of the server. Its room is loaded inside the command, as in cli.py."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    packages: Annotated[list[Path] | None, typer.Argument(help="Packages (perwatt package makes them).")] = None,
+    p99: Annotated[float | None, typer.Option(min=0.1, help="Limit of a request's latency, ms. [default: 100]")] = None,
+    objective: Annotated[str, typer.Option(help="Under that limit prefer: latency, throughput, energy.")] = "latency",
+    host: Annotated[str, typer.Option(help="Address; any other than loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: a free one.")] = 8000,
+    grpc_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of gRPC. [default: no gRPC]")] = None,
+    token: Annotated[str, typer.Option(help="What clients must know; PERWATT_TOKEN hides it from ps.")] = "",
+    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Most images of a batch.")] = 16,
+    queue: Annotated[int, typer.Option(min=1, help="Most images that wait for the engine.")] = 1024,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine. [default: every core]")] = None,
+    drain: Annotated[float, typer.Option(min=0.0, help="Seconds to finish what is inside after SIGTERM.")] = 30.0,
+    demo: Annotated[bool, typer.Option("--demo", help="Serve a built-in package, made on the spot.")] = False,
+    null: Annotated[
+        list[str] | None, typer.Option(metavar="SHAPE", help="Serve a network that does nothing, such as 3x224x224.")
+    ] = None,
+    unproven: Annotated[bool, typer.Option("--unproven", help="Take packages without golden examples.")] = False,
+    meter: Annotated[str, typer.Option(help="auto, none, or a meter that perwatt meters lists.")] = "none",
+) -> None:
+    """Serve packages over HTTP: the Open Inference Protocol v2, photographs to labels, metrics, a status page at /.
+
+    Ready when the golden examples agree and every batch size ran warm. SIGTERM or Ctrl-C drains and ends with 0, a
+    second one stops; SIGHUP loads packages whose files have changed, without a lost request.
+    """
+    from perwatt.serve.command import Serving, run_server
+
+    code = run_server(
+        Serving(
+            packages=tuple(packages or ()),
+            nulls=tuple(null or ()),
+            demo=demo,
+            p99_ms=100.0 if p99 is None else p99,
+            objective=objective,
+            host=host,
+            port=port,
+            grpc_port=grpc_port,
+            token=token or None,
+            max_batch=max_batch,
+            queue=queue,
+            threads=threads,
+            drain_s=drain,
+            unproven=unproven,
+        ),
+    )
+    if code:
+        raise typer.Exit(code)

@@ -1,0 +1,1 @@
+"""Accuracy against labels: a package on a labelled data set, with any engine and precision."""

@@ -1,0 +1,474 @@
+"""The batcher: which waiting requests the engine runs next, and which are refused at once. Pure: a queue and a clock.
+
+It is work-conserving: a free engine takes what is there, a busy one lets requests gather. The order is by priority (the
+smaller number first), within it by earliest deadline, then by arrival. The next batch carries as many images as the
+objective's plan of the latency table wants, fewer where that many would miss the earliest deadline, another number
+where requests further back would miss theirs. A request that cannot be answered before its deadline is refused on
+arrival, and so is one that would make another of its own priority late; a higher priority may push lower ones back. A
+batch that fails is halved until the one bad request stands alone. Every request that was let in ends exactly once:
+done, failed, expired or cancelled.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil, inf
+from typing import Any, Literal
+
+from perwatt.errors import InputError
+from perwatt.serve.latency import LatencyTable, Objective
+
+State = Literal["waiting", "done", "failed", "expired", "cancelled"]
+Reason = Literal["queue_full", "too_many_images", "deadline"]
+MOST_RETRY_AFTER_S = 30.0
+# A table that was not fed for so long is doubted: a free engine then takes one request that only the fastest run on
+# record could answer in time. Without this, one bad measurement could refuse everything for ever.
+DOUBT_AFTER_S = 1.0
+# How far back in the queue deadlines are looked at when the size of a batch is chosen; those beyond have time.
+_LOOK_AHEAD = 512
+# How quickly the measured pace of the engine follows a change: the share of the newest batch.
+_PACE_SHARE = 0.1
+# Waiting for more images must save at least this share of the joules of each.
+_WORTH_WAITING = 0.05
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the batcher keeps to.
+
+    max_batch: images of a batch, at most the table's largest size (None: that size). queue_images: images that may
+    wait. deadline_s: what every request is given that brings no nearer deadline, None: no limit. objective: what sizes
+    of batches are preferred under the deadlines; with "energy" a free engine may wait for more images while the
+    earliest deadline allows it, if the table says that it saves joules and images arrive fast enough.
+    """
+
+    max_batch: int | None = None
+    queue_images: int = 1024
+    deadline_s: float | None = None
+    objective: Objective = "latency"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request was not let in; retry_after_s is in whole seconds, None where coming again soon is as good."""
+
+    reason: Reason
+    message: str
+    retry_after_s: float | None = None
+
+
+class Ticket:
+    """One request that was let in. `payload` is the caller's own; the rest is the batcher's."""
+
+    __slots__ = ("answered", "arrived_s", "deadline_s", "images", "key", "payload", "priority", "state", "taken")
+
+    def __init__(
+        self, number: int, images: int, arrived_s: float, deadline_s: float, priority: int, payload: Any
+    ) -> None:
+        self.images, self.arrived_s, self.deadline_s, self.priority = images, arrived_s, deadline_s, priority
+        self.payload = payload
+        self.key = (priority, deadline_s, number)
+        self.taken = 0
+        self.answered = 0
+        self.state: State = "waiting"
+
+    @property
+    def number(self) -> int:
+        """Counts the requests in order of arrival."""
+        return self.key[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Images `first` .. `first + count - 1` of a request, as they lie in a batch."""
+
+    ticket: Ticket
+    first: int
+    count: int
+
+
+class Batch:
+    """What the engine runs at once: parts of requests, in order, padded to a compiled size."""
+
+    __slots__ = ("bound_s", "expected_s", "images", "parts", "size", "started_s")
+
+    def __init__(self, parts: tuple[Part, ...], images: int, size: int, started_s: float) -> None:
+        self.parts, self.images, self.size, self.started_s = parts, images, size, started_s
+        self.expected_s = self.bound_s = 0.0
+
+
+class Batcher:
+    """The queue in front of one engine. Not for several threads at once.
+
+    latency: a table that is ready. clock: monotonic seconds. Raises InputError for limits that contradict the table.
+    """
+
+    def __init__(self, latency: LatencyTable, clock: Callable[[], float], limits: Limits) -> None:
+        most = latency.largest if limits.max_batch is None else limits.max_batch
+        if not latency.ready:
+            raise InputError("expected a latency table with every batch size measured; run the warm-up first")
+        if not 1 <= most <= latency.largest or limits.queue_images < most:
+            raise InputError(
+                f"expected max_batch from 1 to {latency.largest} and at most queue_images, got {most} and "
+                f"{limits.queue_images}"
+            )
+        self.latency, self.limits, self._clock, self._most = latency, limits, clock, most
+        # How many times longer than alone a batch takes while other packages share the cores.
+        self.stretch = 1.0
+        self.queued_images = 0
+        self._queue: list[tuple[int, float, int, Ticket]] = []
+        self._retries: deque[tuple[Part, ...]] = deque()
+        self._flight: deque[Batch] = deque()
+        self._dropped: list[Ticket] = []
+        self._next_number = 0
+        self._fed_s = clock()
+        self._pace_images = self._pace_s = 0.0
+        self._arrival_s: float | None = None
+        self._arrival_gap_s: float | None = None
+
+    # -- arrival -------------------------------------------------------------------------------------------------------
+
+    def submit(
+        self, images: int = 1, *, deadline_s: float | None = None, priority: int = 0, payload: Any = None
+    ) -> Ticket | Refusal:
+        """Let a request of so many images in, or refuse it. deadline_s is on the batcher's clock."""
+        if images < 1 or deadline_s != deadline_s:
+            raise InputError(f"expected at least one image and a deadline that is a number, got {images}, {deadline_s}")
+        now = self._clock()
+        self._note_arrival(now, images)
+        deadline = inf if deadline_s is None else deadline_s
+        if self.limits.deadline_s is not None:
+            deadline = min(deadline, now + self.limits.deadline_s)
+        if images > self.limits.queue_images:
+            return Refusal(
+                "too_many_images",
+                f"expected at most {self.limits.queue_images} images in a request, got {images}; send fewer at once",
+            )
+        if self.queued_images + images > self.limits.queue_images:
+            self._drop_late(now)
+            if self.queued_images + images > self.limits.queue_images:
+                return Refusal(
+                    "queue_full",
+                    f"expected at most {self.limits.queue_images} waiting images, {self.queued_images} are; "
+                    f"come again later",
+                    self._retry_after_s(),
+                )
+        ticket = Ticket(self._next_number, images, now, deadline, priority, payload)
+        place = self._place(ticket)
+        if not self._in_time(ticket, place, now):
+            return Refusal(
+                "deadline",
+                f"expected a deadline at least {self._finish_in_s(ticket, place, now):.3g} s away, it is "
+                f"{deadline - now:.3g} s away; allow more time or send less",
+            )
+        self._next_number += 1
+        self._queue.insert(place, (*ticket.key, ticket))
+        self.queued_images += images
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> bool:
+        """Forget a request whose caller has gone; False when it had ended already. A batch in progress goes on."""
+        if ticket.state != "waiting":
+            return False
+        self._end(ticket, "cancelled")
+        return True
+
+    # -- the engine ----------------------------------------------------------------------------------------------------
+
+    def take(self) -> Batch | None:
+        """Return the next batch, or None when there is nothing to run, or it pays to wait (energy; see `Limits`).
+
+        With a batch in progress it forms the one after that: what arrives later has to wait for both.
+        """
+        now = self._clock()
+        self._drop_late(now)
+        parts = self._retry()
+        if parts is None:
+            if not self._queue or self._waits_for_more(now):
+                return None
+            parts = self._first_parts(self._how_many(now + self._free_in_s(now)))
+        images = sum(part.count for part in parts)
+        batch = Batch(parts, images, self.latency.size_of(images), now)
+        batch.expected_s = self.latency.expected_s(images)
+        batch.bound_s = self.latency.bound_s(images)
+        self._flight.append(batch)
+        return batch
+
+    def finished(self, batch: Batch, seconds: float) -> list[Ticket]:
+        """Note that a batch was answered, after so many seconds of the engine; return the requests that are done."""
+        self._leave(batch)
+        self.latency.judge(batch.expected_s, batch.bound_s, seconds)
+        self.latency.observe(batch.size, seconds)
+        self._fed_s = self._clock()
+        fresh = _PACE_SHARE if self._pace_s else 1.0
+        self._pace_images += fresh * (batch.images - self._pace_images)
+        self._pace_s += fresh * (seconds - self._pace_s)
+        done = []
+        for part in batch.parts:
+            ticket = part.ticket
+            ticket.answered += part.count
+            if ticket.answered == ticket.images and ticket.state == "waiting":
+                ticket.state = "done"
+                done.append(ticket)
+        return done
+
+    def failed(self, batch: Batch) -> list[Ticket]:
+        """Note that a batch raised an error; return the requests that failed by it: one that was alone in its batch.
+
+        Of several, both halves run again, each by itself and before anything else.
+        """
+        self._leave(batch)
+        alive = tuple(part for part in batch.parts if part.ticket.state == "waiting")
+        if len(alive) > 1:
+            self._retries.extendleft((alive[len(alive) // 2 :], alive[: len(alive) // 2]))
+            return []
+        if len(batch.parts) > 1:  # the others went meanwhile: it may not be the bad one
+            self._retries.extendleft([alive] if alive else [])
+            return []
+        return [self._end(part.ticket, "failed") for part in alive]
+
+    def lost(self, batch: Batch) -> list[Ticket]:
+        """Note that the engine died with a batch; return the requests that failed by it."""
+        self._leave(batch)
+        return [self._end(part.ticket, "failed") for part in batch.parts if part.ticket.state == "waiting"]
+
+    def put_back(self, batch: Batch) -> None:
+        """Note that a batch was never begun: it runs before anything else."""
+        self._leave(batch)
+        self._retries.appendleft(batch.parts)
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def dropped(self) -> list[Ticket]:
+        """Return the requests that expired since the last call, now included."""
+        self._drop_late(self._clock())
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
+    def abandon(self) -> list[Ticket]:
+        """Fail every request that has not ended and return them: the server closes."""
+        tickets = [entry[3] for entry in self._queue]
+        tickets += [part.ticket for parts in self._retries for part in parts]
+        tickets += [part.ticket for batch in self._flight for part in batch.parts]
+        self._retries.clear()
+        return [self._end(ticket, "failed") for ticket in tickets if ticket.state == "waiting"]
+
+    def next_wake_s(self) -> float | None:
+        """Return when something changes without an arrival or a finished batch: a request expires, a wait is over."""
+        soonest = min((entry[1] for entry in self._heads()), default=inf)
+        if soonest == inf:
+            return None
+        wake = soonest - self.latency.fastest_s()
+        if not self._flight and self.limits.objective == "energy":
+            wake = min(wake, soonest - self.latency.bound_s(self._most) * self.stretch)
+        return wake
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs."""
+        return not self._flight
+
+    @property
+    def in_flight_images(self) -> int:
+        """The images of the batches that were taken and have not come back."""
+        return sum(batch.images for batch in self._flight)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether requests wait; some of them may have expired by now."""
+        return bool(self._queue or self._retries)
+
+    def waiting(self) -> Iterator[Ticket]:
+        """Yield the waiting requests in the order in which they will be taken."""
+        return (entry[3] for entry in self._queue)
+
+    def next_images(self) -> int:
+        """Return about how many images the next batch will carry: what is worth laying ready for it."""
+        if not self.queued_images:
+            return 0
+        return min(self.latency.first_batch(self.queued_images, self.limits.objective), self._most)
+
+    @property
+    def full_images(self) -> int:
+        """The images of a batch that more waiting would not make larger."""
+        return min(self.latency.first_batch(2 * self.latency.largest, self.limits.objective), self._most)
+
+    # -- within --------------------------------------------------------------------------------------------------------
+
+    def _place(self, ticket: Ticket) -> int:
+        if not self._queue or self._queue[-1][:3] < ticket.key:
+            return len(self._queue)
+        return bisect_left(self._queue, (*ticket.key, ticket))
+
+    def _images_ahead(self, place: int) -> int:
+        retries = sum(part.count for parts in self._retries for part in parts) if self._retries else 0
+        if place == len(self._queue):
+            return self.queued_images + retries
+        return sum(entry[3].images - entry[3].taken for entry in self._queue[:place]) + retries
+
+    def _finish_in_s(self, ticket: Ticket, place: int, now: float) -> float:
+        """Return the time from now within which a request put at this place is almost surely answered."""
+        images = self._images_ahead(place) + ticket.images
+        return self._free_in_s(now) + self.latency.finish_s(images) * self.stretch
+
+    def _in_time(self, ticket: Ticket, place: int, now: float) -> bool:
+        """Whether a request can be answered before its deadline, and none of its priority behind it becomes late."""
+        if ticket.deadline_s == inf:
+            return True  # and behind it, in its priority, nobody has a deadline
+        if now + self._finish_in_s(ticket, place, now) > ticket.deadline_s:
+            return self._worth_a_try(ticket, now)
+        if place == len(self._queue):
+            return True
+        free, images = now + self._free_in_s(now), self._images_ahead(place) + ticket.images
+        for priority, deadline, _, other in self._queue[place:]:
+            if priority != ticket.priority or deadline == inf:
+                return True
+            images += other.images - other.taken
+            if free + self.latency.finish_s(images) * self.stretch > deadline:
+                return False
+        return True
+
+    def _worth_a_try(self, ticket: Ticket, now: float) -> bool:
+        return (
+            not self._queue
+            and not self._flight
+            and not self._retries
+            and ticket.images <= self.latency.sizes[0]
+            and now - self._fed_s >= DOUBT_AFTER_S
+            and now + self.latency.fastest_s() <= ticket.deadline_s
+        )
+
+    def _free_in_s(self, now: float) -> float:
+        """Return when the engine is expected to be free, in seconds from now."""
+        total = 0.0
+        for position, batch in enumerate(self._flight):
+            left = batch.expected_s
+            if position == 0:
+                elapsed = now - batch.started_s
+                left -= elapsed
+                if left < 0:  # overdue: it may go on to its bound, and beyond that nobody knows
+                    left = max(batch.bound_s - elapsed, 0.1 * batch.expected_s)
+            total += left * self.stretch if position else left
+        return total
+
+    def _heads(self) -> Iterator[tuple[int, float, int, Ticket]]:
+        """Yield the first entry of each priority."""
+        place = 0
+        while place < len(self._queue):
+            yield self._queue[place]
+            place = bisect_left(self._queue, self._queue[place][0] + 1, key=lambda entry: entry[0])
+
+    def _drop_late(self, now: float) -> None:
+        """Drop what not even the fastest run on record could answer in time."""
+        soonest = now + self.latency.fastest_s()
+        late = [entry for entry in self._heads() if entry[1] < soonest]
+        while late:
+            for entry in late:
+                self._dropped.append(self._end(entry[3], "expired"))
+            late = [entry for entry in self._heads() if entry[1] < soonest]
+
+    def _end(self, ticket: Ticket, state: State) -> Ticket:
+        """Give a waiting request its end and take what is left of it out of the queue."""
+        ticket.state = state
+        if ticket.taken < ticket.images:
+            place = self._place(ticket)
+            del self._queue[place]
+            self.queued_images -= ticket.images - ticket.taken
+        return ticket
+
+    def _retry(self) -> tuple[Part, ...] | None:
+        """Return the next batch that has to run again, without those that have ended meanwhile."""
+        while self._retries:
+            parts = tuple(part for part in self._retries.popleft() if part.ticket.state == "waiting")
+            if parts:
+                return parts
+        return None
+
+    def _first_parts(self, images: int) -> tuple[Part, ...]:
+        """Take so many images off the front of the queue; a request's images may be spread over several batches."""
+        parts, whole = [], 0
+        for _, _, _, ticket in self._queue:
+            count = min(images, ticket.images - ticket.taken)
+            parts.append(Part(ticket, ticket.taken, count))
+            ticket.taken += count
+            self.queued_images -= count
+            images -= count
+            whole += ticket.taken == ticket.images
+            if not images:
+                break
+        del self._queue[:whole]
+        return tuple(parts)
+
+    def _how_many(self, start_s: float) -> int:
+        """Return how many images the next batch carries when it begins at start_s: see the top of this file."""
+        waiting = self.queued_images
+        wanted = min(self.latency.first_batch(waiting, self.limits.objective), self._most)
+        if self._queue[0][1] == inf and self._queue[-1][0] == self._queue[0][0]:
+            return wanted  # one priority, no deadlines
+        quickest = min(self.latency.first_batch(waiting, "throughput"), self._most)
+        options = [wanted, quickest]
+        options += [size for size in self.latency.sizes[::-1] if size < max(wanted, quickest)]
+        for images in options:
+            deadline = self._earliest(images)
+            if start_s + self.latency.bound_s(images) <= deadline and self._rest_in_time(images, start_s):
+                return images
+        # Somebody is going to be late by the cautious estimate: hold to the largest that is expected to be in time.
+        for images in options:
+            if start_s + self.latency.expected_s(images) <= self._earliest(images):
+                return images
+        return min(waiting, self.latency.sizes[0])
+
+    def _earliest(self, images: int) -> float:
+        """Return the earliest deadline among the first so many images."""
+        earliest, covered = inf, 0
+        for _, deadline, _, ticket in self._queue:
+            earliest = min(earliest, deadline)
+            covered += ticket.images - ticket.taken
+            if covered >= images:
+                break
+        return earliest
+
+    def _rest_in_time(self, images: int, start_s: float) -> bool:
+        """Whether all behind a first batch of so many images can be expected to make their deadlines."""
+        after = start_s + self.latency.expected_s(images)
+        covered = 0
+        for _, deadline, _, ticket in self._queue[:_LOOK_AHEAD]:
+            covered += ticket.images - ticket.taken
+            if covered > images and after + self.latency.clear_s(covered - images) * self.stretch > deadline:
+                return False
+        return True
+
+    def _waits_for_more(self, now: float) -> bool:
+        """Whether a free engine does better to let more images gather: only for energy, and only if it will pay."""
+        if self.limits.objective != "energy" or self._flight or not self.latency.has_joules:
+            return False
+        waiting = self.queued_images
+        slack = self._earliest(waiting) - now - self.latency.bound_s(self._most) * self.stretch
+        if waiting >= self._most or not 0 < slack < inf or not self._arrival_gap_s:
+            return False
+        hoped = min(self._most, waiting + int(slack / self._arrival_gap_s))
+        alone, together = self.latency.joules_per_image(waiting), self.latency.joules_per_image(hoped)
+        return alone is not None and together is not None and together <= (1 - _WORTH_WAITING) * alone
+
+    def _note_arrival(self, now: float, images: int) -> None:
+        if self._arrival_s is not None:
+            gap = (now - self._arrival_s) / images
+            before = gap if self._arrival_gap_s is None else self._arrival_gap_s
+            self._arrival_gap_s = before + _PACE_SHARE * (gap - before)
+        self._arrival_s = now
+
+    def _retry_after_s(self) -> float | None:
+        """Return in how many whole seconds the queue will have emptied at the measured pace; None below one second,
+        or where no pace was measured yet."""
+        if not self._pace_images:
+            return None
+        seconds = (self.queued_images + self.in_flight_images) * self._pace_s / self._pace_images * self.stretch
+        return None if seconds < 1 else float(min(ceil(seconds), MOST_RETRY_AFTER_S))
+
+    def _leave(self, batch: Batch) -> None:
+        """Take a batch out of flight; the one behind it begins now."""
+        first = self._flight[0] is batch
+        self._flight.remove(batch)
+        if first and self._flight:
+            self._flight[0].started_s = self._clock()
