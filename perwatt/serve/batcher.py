@@ -4,9 +4,9 @@ It is work-conserving: a free engine takes what is there, a busy one lets reques
 smaller number first), within it by earliest deadline, then by arrival. The next batch carries as many images as the
 objective's plan of the latency table wants, fewer where that many would miss the earliest deadline, another number
 where requests further back would miss theirs. A request that cannot be answered before its deadline is refused on
-arrival, and so is one that would make another of its own priority late; a higher priority may push lower ones back. A
-batch that fails is halved until the one bad request stands alone. Every request that was let in ends exactly once:
-done, failed, expired or cancelled.
+arrival, and so is one that would make another of its own priority late; a higher priority may push lower ones back.
+Under overload those are refused first that would make batches small. A batch that fails is halved until the one bad
+request stands alone. Every request that was let in ends exactly once: done, failed, expired or cancelled.
 """
 
 from bisect import bisect_left
@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from perwatt.errors import InputError
 from perwatt.serve.latency import LatencyTable, Objective
+from perwatt.serve.pressure import Pressure
+from perwatt.serve.schedule import Schedule
 
 State = Literal["waiting", "done", "failed", "expired", "cancelled"]
 Reason = Literal["queue_full", "too_many_images", "deadline"]
@@ -25,8 +27,6 @@ MOST_RETRY_AFTER_S = 30.0
 # A table that was not fed for so long is doubted: a free engine then takes one request that only the fastest run on
 # record could answer in time. Without this, one bad measurement could refuse everything for ever.
 DOUBT_AFTER_S = 1.0
-# How far back in the queue deadlines are looked at when the size of a batch is chosen; those beyond have time.
-_LOOK_AHEAD = 512
 # How quickly the measured pace of the engine follows a change: the share of the newest batch.
 _PACE_SHARE = 0.1
 # Waiting for more images must save at least this share of the joules of each.
@@ -121,11 +121,11 @@ class Batcher:
         self._retries: deque[tuple[Part, ...]] = deque()
         self._flight: deque[Batch] = deque()
         self._dropped: list[Ticket] = []
+        self._schedule: Schedule | None = None
         self._next_number = 0
         self._fed_s = clock()
         self._pace_images = self._pace_s = 0.0
-        self._arrival_s: float | None = None
-        self._arrival_gap_s: float | None = None
+        self.pressure = Pressure(latency, most)
 
     # -- arrival -------------------------------------------------------------------------------------------------------
 
@@ -136,10 +136,10 @@ class Batcher:
         if images < 1 or deadline_s != deadline_s:
             raise InputError(f"expected at least one image and a deadline that is a number, got {images}, {deadline_s}")
         now = self._clock()
-        self._note_arrival(now, images)
         deadline = inf if deadline_s is None else deadline_s
         if self.limits.deadline_s is not None:
             deadline = min(deadline, now + self.limits.deadline_s)
+        self.pressure.note(now, images, deadline - now)
         if images > self.limits.queue_images:
             return Refusal(
                 "too_many_images",
@@ -159,8 +159,8 @@ class Batcher:
         if not self._in_time(ticket, place, now):
             return Refusal(
                 "deadline",
-                f"expected a deadline at least {self._finish_in_s(ticket, place, now):.3g} s away, it is "
-                f"{deadline - now:.3g} s away; allow more time or send less",
+                f"expected a deadline that can be kept, got one {deadline - now:.3g} s away with {self.queued_images} "
+                f"images waiting; allow more time, or come again when there is less to do",
             )
         self._next_number += 1
         self._queue.insert(place, (*ticket.key, ticket))
@@ -187,12 +187,13 @@ class Batcher:
         if parts is None:
             if not self._queue or self._waits_for_more(now):
                 return None
-            parts = self._first_parts(self._how_many(now + self._free_in_s(now)))
+            parts = self._first_parts(self._how_many(now))
         images = sum(part.count for part in parts)
         batch = Batch(parts, images, self.latency.size_of(images), now)
         batch.expected_s = self.latency.expected_s(images)
         batch.bound_s = self.latency.bound_s(images)
         self._flight.append(batch)
+        self._schedule = None
         return batch
 
     def finished(self, batch: Batch, seconds: float) -> list[Ticket]:
@@ -237,6 +238,7 @@ class Batcher:
         """Note that a batch was never begun: it runs before anything else."""
         self._leave(batch)
         self._retries.appendleft(batch.parts)
+        self._schedule = None
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -285,14 +287,17 @@ class Batcher:
 
     def next_images(self) -> int:
         """Return about how many images the next batch will carry: what is worth laying ready for it."""
-        if not self.queued_images:
-            return 0
-        return min(self.latency.first_batch(self.queued_images, self.limits.objective), self._most)
+        return self._wanted(self._clock()) if self.queued_images else 0
 
     @property
     def full_images(self) -> int:
         """The images of a batch that more waiting would not make larger."""
         return min(self.latency.first_batch(2 * self.latency.largest, self.limits.objective), self._most)
+
+    @property
+    def _full(self) -> int:
+        """The images of the batch with the highest pace."""
+        return min(self.latency.first_batch(2 * self.latency.largest, "throughput"), self._most)
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -301,33 +306,58 @@ class Batcher:
             return len(self._queue)
         return bisect_left(self._queue, (*ticket.key, ticket))
 
-    def _images_ahead(self, place: int) -> int:
-        retries = sum(part.count for parts in self._retries for part in parts) if self._retries else 0
-        if place == len(self._queue):
-            return self.queued_images + retries
-        return sum(entry[3].images - entry[3].taken for entry in self._queue[:place]) + retries
+    def _schedule_now(self, now: float) -> Schedule:
+        """Return the schedule of all that waits; it stands until the queue changes or the engine is overdue."""
+        schedule = self._schedule
+        if schedule is None or now > schedule.begins_s or schedule.later_stretch != self.stretch:
+            schedule = self._empty_schedule(now)
+            for _, deadline, _, ticket in self._queue:
+                schedule.add(ticket.images - ticket.taken, deadline)
+            self._schedule = schedule
+        return schedule
 
-    def _finish_in_s(self, ticket: Ticket, place: int, now: float) -> float:
-        """Return the time from now within which a request put at this place is almost surely answered."""
-        images = self._images_ahead(place) + ticket.images
-        return self._free_in_s(now) + self.latency.finish_s(images) * self.stretch
+    def _empty_schedule(self, now: float) -> Schedule:
+        begins_s = now + self._free_in_s(now)
+        if self._retries:
+            sizes = [sum(part.count for part in parts) for parts in self._retries]
+            begins_s += sum(self.latency.expected_s(images) for images in sizes) * self.stretch
+        before = len(self._flight) + len(self._retries)
+        return Schedule(self.latency, self._full, begins_s, self.stretch, running=before)
 
     def _in_time(self, ticket: Ticket, place: int, now: float) -> bool:
-        """Whether a request can be answered before its deadline, and none of its priority behind it becomes late."""
-        if ticket.deadline_s == inf:
-            return True  # and behind it, in its priority, nobody has a deadline
-        if now + self._finish_in_s(ticket, place, now) > ticket.deadline_s:
-            return self._worth_a_try(ticket, now)
-        if place == len(self._queue):
+        """Whether a request can be answered before its deadline, and none of its priority behind it becomes late.
+
+        The schedule then holds it.
+        """
+        if ticket.deadline_s == inf:  # behind it, in its priority, nobody has a deadline either
+            self._schedule = None
             return True
-        free, images = now + self._free_in_s(now), self._images_ahead(place) + ticket.images
-        for priority, deadline, _, other in self._queue[place:]:
-            if priority != ticket.priority or deadline == inf:
+        if place == len(self._queue):
+            schedule = self._schedule_now(now).copy()
+            if schedule.add(ticket.images, ticket.deadline_s) and self._leaves_time(ticket, schedule, now):
+                self._schedule = schedule
                 return True
-            images += other.images - other.taken
-            if free + self.latency.finish_s(images) * self.stretch > deadline:
+            return self._worth_a_try(ticket, now)
+        before, after = self._empty_schedule(now), self._empty_schedule(now)
+        self._schedule = None
+        for position, (priority, deadline, _, other) in enumerate(self._queue):
+            if position == place and not (
+                after.add(ticket.images, ticket.deadline_s) and self._leaves_time(ticket, after, now)
+            ):
                 return False
+            images = other.images - other.taken
+            was, will = before.add(images, deadline), after.add(images, deadline)
+            if was and not will and priority <= ticket.priority:
+                return False
+        self._schedule = after
         return True
+
+    def _leaves_time(self, ticket: Ticket, schedule: Schedule, now: float) -> bool:
+        """Whether a request, added last, leaves its batch the time that overload needs; see `Pressure`."""
+        needed_s = self.pressure.needed_s(now)
+        if not needed_s or not (self._queue or self._flight or self._retries):
+            return True
+        return ticket.deadline_s - schedule.last_begins_s >= needed_s * self.stretch
 
     def _worth_a_try(self, ticket: Ticket, now: float) -> bool:
         return (
@@ -362,11 +392,11 @@ class Batcher:
     def _drop_late(self, now: float) -> None:
         """Drop what not even the fastest run on record could answer in time."""
         soonest = now + self.latency.fastest_s()
-        late = [entry for entry in self._heads() if entry[1] < soonest]
+        late = [entry[3] for entry in self._heads() if entry[1] < soonest]
+        late += [part.ticket for parts in self._retries for part in parts if part.ticket.deadline_s < soonest]
         while late:
-            for entry in late:
-                self._dropped.append(self._end(entry[3], "expired"))
-            late = [entry for entry in self._heads() if entry[1] < soonest]
+            self._dropped += [self._end(ticket, "expired") for ticket in late if ticket.state == "waiting"]
+            late = [entry[3] for entry in self._heads() if entry[1] < soonest]
 
     def _end(self, ticket: Ticket, state: State) -> Ticket:
         """Give a waiting request its end and take what is left of it out of the queue."""
@@ -374,6 +404,7 @@ class Batcher:
         if ticket.taken < ticket.images:
             place = self._place(ticket)
             del self._queue[place]
+            self._schedule = None
             self.queued_images -= ticket.images - ticket.taken
         return ticket
 
@@ -400,24 +431,53 @@ class Batcher:
         del self._queue[:whole]
         return tuple(parts)
 
-    def _how_many(self, start_s: float) -> int:
-        """Return how many images the next batch carries when it begins at start_s: see the top of this file."""
-        waiting = self.queued_images
-        wanted = min(self.latency.first_batch(waiting, self.limits.objective), self._most)
+    def _how_many(self, now: float) -> int:
+        """Return how many images the next batch carries: as the objective wants, if nobody becomes late by it."""
+        wanted = self._wanted(now)
         if self._queue[0][1] == inf and self._queue[-1][0] == self._queue[0][0]:
             return wanted  # one priority, no deadlines
-        quickest = min(self.latency.first_batch(waiting, "throughput"), self._most)
-        options = [wanted, quickest]
-        options += [size for size in self.latency.sizes[::-1] if size < max(wanted, quickest)]
-        for images in options:
-            deadline = self._earliest(images)
-            if start_s + self.latency.bound_s(images) <= deadline and self._rest_in_time(images, start_s):
-                return images
-        # Somebody is going to be late by the cautious estimate: hold to the largest that is expected to be in time.
-        for images in options:
-            if start_s + self.latency.expected_s(images) <= self._earliest(images):
-                return images
-        return min(waiting, self.latency.sizes[0])
+        start_s = now + self._free_in_s(now)
+        promised, late = self._scheduled(start_s, None)
+        if not late:
+            return wanted if not self._scheduled(start_s, wanted)[1] else promised
+        # Somebody will be late by the cautious estimate. By the plain one, is it better to keep the earliest deadline,
+        # or to give it up for the others'?
+        held, late_held = self._scheduled(start_s, None, cautious=False)
+        most = min(self.latency.first_batch(self.queued_images, "throughput"), self._most)
+        return held if late_held < self._scheduled(start_s, most, cautious=False)[1] else most
+
+    def _wanted(self, now: float) -> int:
+        """Return how many images the objective's plan puts into the next batch; under overload the pace is all."""
+        objective = self.limits.objective
+        if objective == "latency" and self.pressure.needed_s(now):
+            objective = "throughput"
+        return min(self.latency.first_batch(self.queued_images, objective), self._most)
+
+    def _scheduled(self, start_s: float, first: int | None, cautious: bool = True) -> tuple[int, int]:
+        """Return (images of the first batch, requests that would be late) of all that waits.
+
+        first: images of the first batch, None: as many as keep the earliest deadline among them.
+        """
+        schedule = Schedule(
+            self.latency, self._full, start_s, self.stretch, first_stretch=1.0, cautious=cautious
+        )  # fmt: skip
+        late, left = 0, first or 0
+        if first is not None:
+            curves = self.latency.curves
+            end_s = start_s + curves[1 if cautious else 0][first]
+            schedule.run_first(first)
+        for _, deadline, _, ticket in self._queue:
+            images = ticket.images - ticket.taken
+            if left:
+                carried = min(left, images)
+                left -= carried
+                images -= carried
+                if end_s > deadline:
+                    late += 1
+                    deadline = inf
+            if images and not schedule.add(images, deadline):
+                late += 1
+        return schedule.first_images, late
 
     def _earliest(self, images: int) -> float:
         """Return the earliest deadline among the first so many images."""
@@ -429,34 +489,17 @@ class Batcher:
                 break
         return earliest
 
-    def _rest_in_time(self, images: int, start_s: float) -> bool:
-        """Whether all behind a first batch of so many images can be expected to make their deadlines."""
-        after = start_s + self.latency.expected_s(images)
-        covered = 0
-        for _, deadline, _, ticket in self._queue[:_LOOK_AHEAD]:
-            covered += ticket.images - ticket.taken
-            if covered > images and after + self.latency.clear_s(covered - images) * self.stretch > deadline:
-                return False
-        return True
-
     def _waits_for_more(self, now: float) -> bool:
         """Whether a free engine does better to let more images gather: only for energy, and only if it will pay."""
         if self.limits.objective != "energy" or self._flight or not self.latency.has_joules:
             return False
         waiting = self.queued_images
         slack = self._earliest(waiting) - now - self.latency.bound_s(self._most) * self.stretch
-        if waiting >= self._most or not 0 < slack < inf or not self._arrival_gap_s:
+        if waiting >= self._most or not 0 < slack < inf:
             return False
-        hoped = min(self._most, waiting + int(slack / self._arrival_gap_s))
+        hoped = min(self._most, waiting + int(slack * self.pressure.rate(now)))
         alone, together = self.latency.joules_per_image(waiting), self.latency.joules_per_image(hoped)
         return alone is not None and together is not None and together <= (1 - _WORTH_WAITING) * alone
-
-    def _note_arrival(self, now: float, images: int) -> None:
-        if self._arrival_s is not None:
-            gap = (now - self._arrival_s) / images
-            before = gap if self._arrival_gap_s is None else self._arrival_gap_s
-            self._arrival_gap_s = before + _PACE_SHARE * (gap - before)
-        self._arrival_s = now
 
     def _retry_after_s(self) -> float | None:
         """Return in how many whole seconds the queue will have emptied at the measured pace; None below one second,
@@ -468,6 +511,7 @@ class Batcher:
 
     def _leave(self, batch: Batch) -> None:
         """Take a batch out of flight; the one behind it begins now."""
+        self._schedule = None
         first = self._flight[0] is batch
         self._flight.remove(batch)
         if first and self._flight:

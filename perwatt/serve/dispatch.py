@@ -481,15 +481,6 @@ class Dispatch:
         for size in self.latency.sizes:
             if progress is not None:
                 progress(f"measuring the energy of batch {size}")
-            answered: asyncio.Future[Message] = self._loop.create_future()
-            self._process.on_done = answered.set_result
-
-            def died(reason: str, answered: "asyncio.Future[Message]" = answered) -> None:
-                answered.set_exception(EngineError(reason))
-
-            self._process.on_exit = died
             before = joules()
-            self._process.repeat(0, size, METERED_S)
-            message = await answered
-            self.latency.observe_joules(size, (joules() - before) / message.images)
-        self._listen(self._process)
+            runs = await self._process.repeat(size, METERED_S)
+            self.latency.observe_joules(size, (joules() - before) / runs)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil, isfinite, sqrt
+from math import ceil, isfinite
 from typing import Literal
 
 from perwatt.errors import InputError
@@ -24,6 +24,8 @@ PERCENTILE = 0.99
 TAIL_OF_FEW = 1.25
 # Plans are made anew when a curve has moved by this share: they cost more than a prediction.
 _MOVED = 0.03
+# Where two sizes contradict each other, one that was not observed for so many batches counts half.
+_STALE_AFTER = 10
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,14 @@ class PredictionError:
 
 
 class _Samples:
-    """The latest durations of one size, in order of arrival and in order of length."""
+    """The latest durations of one size, in order of arrival and in order of length, and when the last one came."""
 
-    __slots__ = ("latest", "ordered")
+    __slots__ = ("last", "latest", "ordered")
 
     def __init__(self) -> None:
         self.latest: deque[float] = deque()
         self.ordered: list[float] = []
+        self.last = 0
 
     def add(self, seconds: float) -> None:
         if len(self.latest) == KEPT_SAMPLES:
@@ -84,15 +87,14 @@ class LatencyTable:
         self.sizes = tuple(sizes)
         self.largest = sizes[-1]
         self._samples = {size: _Samples() for size in sizes}
+        self._observed = 0
         self._joules: dict[int, float] = {}
         self._size_of = [next(size for size in sizes if size >= max(images, 1)) for images in range(self.largest + 1)]
         self._horizon = 2 * self.largest
         self._expected: list[float] = []  # by images, 0 .. largest
         self._bound: list[float] = []
         self._planned_for: list[float] = []  # the curve that the plans below were made for
-        self._clear: list[float] = []  # by images, 0 .. horizon: least time in all
-        self._batches: list[int] = []
-        self._first: dict[Objective, list[int]] = {}
+        self._first: dict[Objective, list[int]] = {}  # by images, 0 .. horizon
         self._errors = [0, 0.0, 0.0, 0.0, 0]
 
     @property
@@ -105,6 +107,8 @@ class LatencyTable:
         if size not in self._samples or not (isfinite(seconds) and seconds >= 0):
             raise InputError(f"expected a duration of a batch of {self.sizes}, got {seconds!r} s for {size}")
         self._samples[size].add(max(seconds, 1e-9))
+        self._observed += 1
+        self._samples[size].last = self._observed
         if all(samples.ordered for samples in self._samples.values()):
             self._draw()
 
@@ -158,22 +162,10 @@ class LatencyTable:
         """Return the shortest run on record of the smallest size: no request can be answered in less."""
         return self._samples[self.sizes[0]].ordered[0]
 
-    def clear_s(self, images: int) -> float:
-        """Return the least time in which so many images can be expected to be answered, best cut into batches."""
-        over = self._whole_batches_beyond_the_plan(images)
-        best = self._first["throughput"][-1]
-        return over * self._expected[best] + self._clear[images - over * best]
-
-    def finish_s(self, images: int) -> float:
-        """Return the time within which so many images are almost surely answered.
-
-        The tails of n batches add up like independent errors: sqrt(n) times that of one.
-        """
-        over = self._whole_batches_beyond_the_plan(images)
-        best = self._first["throughput"][-1]
-        rest = images - over * best
-        tail = self._bound[min(images, best)] - self._expected[min(images, best)]
-        return over * self._expected[best] + self._clear[rest] + sqrt(over + self._batches[rest]) * tail
+    @property
+    def curves(self) -> tuple[list[float], list[float]]:
+        """The expected and the bounding seconds by images, 0 .. largest; replaced, never changed, as it learns."""
+        return self._expected, self._bound
 
     def first_batch(self, images: int, objective: Objective) -> int:
         """Return how many of so many waiting images the next batch should carry, were there no deadlines."""
@@ -207,16 +199,11 @@ class LatencyTable:
             for size in self.sizes
         )
 
-    def _whole_batches_beyond_the_plan(self, images: int) -> int:
-        if images <= self._horizon:
-            return 0
-        return -(-(images - self._horizon) // self._first["throughput"][-1])
-
     def _draw(self) -> None:
         """Make both curves from the samples: rising, and the bound nowhere below what is expected."""
         samples = [self._samples[size] for size in self.sizes]
         medians = [each.quantile(0.5) for each in samples]
-        weights = [len(each.ordered) for each in samples]
+        weights = [len(each.ordered) / (1 + (self._observed - each.last) / _STALE_AFTER) for each in samples]
         full = [each.quantile(PERCENTILE) / median for each, median in zip(samples, medians, strict=True)
                 if len(each.ordered) >= KEPT_SAMPLES]  # fmt: skip
         tail = max(full, default=TAIL_OF_FEW)
@@ -242,14 +229,14 @@ class LatencyTable:
         good as each other the one that begins with the larger batch is taken: it answers more images sooner.
         """
         seconds = [self._expected[size] for size in self.sizes]
-        self._clear, self._first["throughput"], self._batches = self._cut(seconds, by_waiting=False)
-        self._first["latency"] = self._cut(seconds, by_waiting=True)[1]
+        self._first["throughput"] = self._cut(seconds, by_waiting=False)
+        self._first["latency"] = self._cut(seconds, by_waiting=True)
         if self.has_joules:
-            self._first["energy"] = self._cut([self._joules[size] for size in self.sizes], by_waiting=False)[1]
+            self._first["energy"] = self._cut([self._joules[size] for size in self.sizes], by_waiting=False)
 
-    def _cut(self, costs: Sequence[float], by_waiting: bool) -> tuple[list[float], list[int], list[int]]:
-        """Return (cost, images of the first batch, number of batches) of the best cut of 0 .. horizon images."""
-        best, first, batches = [0.0], [0], [0]
+    def _cut(self, costs: Sequence[float], by_waiting: bool) -> list[int]:
+        """Return the images of the first batch of the best cut of 0 .. horizon images."""
+        best, first = [0.0], [0]
         options = list(zip(self.sizes, costs, strict=True))[::-1]
         for images in range(1, self._horizon + 1):
             least, chosen = float("inf"), 0
@@ -259,16 +246,15 @@ class LatencyTable:
                     least, chosen = total, size
             best.append(least)
             first.append(min(chosen, images))
-            batches.append(1 + batches[max(0, images - chosen)])
-        return best, first, batches
+        return first
 
 
-def _rising(values: Sequence[float], weights: Sequence[int]) -> list[float]:
+def _rising(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     """Return the closest values that never fall, weighted least squares (pool adjacent violators).
 
     Pooling, and not a running maximum: one bad warm-up run of a small size must not darken every larger one.
     """
-    pools: list[tuple[float, int, int]] = []  # value, weight, members
+    pools: list[tuple[float, float, int]] = []  # value, weight, members
     for value, weight in zip(values, weights, strict=True):
         members = 1
         while pools and pools[-1][0] > value:

@@ -10,8 +10,10 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from perwatt.serve import channel
 from perwatt.serve.channel import Buffer, Layout, Message
 
 SIZES = (1, 2, 4, 8, 16)
+WAYS = 7
 LAST_WORDS_S = 2.0
 _RECEIVE_BYTES = 1 << 16
 
@@ -79,9 +82,9 @@ def null_source(
 class ModelProcess:
     """A running model process. Made by `start`; everything happens on the event loop that started it.
 
-    `layout` and `buffers` say where tensors lie, `durations_s` holds the warm-up's seconds by batch size. `on_done` is
-    called with each answer, in the order of the batches: DONE, or ERROR with its reason; `on_exit` once, with the
-    reason, when the process has gone without being closed.
+    `layout` and `buffers` say where tensors lie, `durations_s` holds the warm-up's seconds by batch size, there and
+    back. `on_done` is called with each answer, in the order of the batches: DONE, or ERROR with its reason; `on_exit`
+    once, with the reason, when the process has gone without being closed.
     """
 
     def __init__(self, process: "subprocess.Popen[bytes]", connection: socket.socket, memory: int, name: str) -> None:
@@ -142,6 +145,7 @@ class ModelProcess:
         self._send(Message(channel.START, text=json.dumps(start).encode()))
         try:
             await asyncio.wait_for(asyncio.shield(self._started), timeout_s)
+            await asyncio.wait_for(self._time_the_way(), timeout_s)
         except TimeoutError as error:
             raise EngineTimeout(f"{name}: expected it to be ready within {timeout_s:.4g} s; it was stopped") from error
         finally:
@@ -159,13 +163,28 @@ class ModelProcess:
         """The process's number."""
         return self._process.pid
 
+    async def ask(self, message: Message) -> Message:
+        """Send one request while nothing else runs, and wait for its answer; raises EngineCrashed when it dies."""
+        before, answered = (self.on_done, self.on_exit), self._loop.create_future()
+
+        def died(reason: str) -> None:
+            answered.set_exception(EngineCrashed(reason))
+
+        self.on_done, self.on_exit = answered.set_result, died
+        try:
+            self._send(message)
+            answer: Message = await answered
+            return answer
+        finally:
+            self.on_done, self.on_exit = before
+
     def run(self, sequence: int, buffer: int, images: int, size: int) -> None:
         """Have the first `images` images of a buffer run as a batch of `size`; `on_done` brings the answer."""
         self._send(Message(channel.RUN, buffer, images, size, sequence))
 
-    def repeat(self, sequence: int, size: int, seconds: float) -> None:
-        """Have one size run again and again for so long; the answer's `images` counts the runs."""
-        self._send(Message(channel.REPEAT, size=size, sequence=sequence, seconds=seconds))
+    async def repeat(self, size: int, seconds: float) -> int:
+        """Have one size run again and again for so long and return the number of runs; raises as `ask` does."""
+        return (await self.ask(Message(channel.REPEAT, size=size, seconds=seconds))).images
 
     def kill(self) -> None:
         """Kill the process, as for one that hangs; `on_exit` follows."""
@@ -180,6 +199,17 @@ class ModelProcess:
             await self._ending
         await _ended(self._process, timeout_s)
         self.buffers = ()
+
+    async def _time_the_way(self) -> None:
+        """Add to the warm-up's seconds what a batch takes on its way there and back."""
+        size = min(self.durations_s)
+        ways = []
+        for _ in range(WAYS):
+            before = time.perf_counter()
+            answer = await self.ask(Message(channel.RUN, images=size, size=size))
+            ways.append(time.perf_counter() - before - answer.seconds)
+        way = max(0.0, statistics.median(ways))
+        self.durations_s = {size: [each + way for each in seconds] for size, seconds in self.durations_s.items()}
 
     def _send(self, message: Message) -> None:
         if self._gone:

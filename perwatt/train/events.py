@@ -29,7 +29,7 @@ class EventLog:
     """Appends to a log; the clock is an argument, for tests. Raises OutputError when the disk is full."""
 
     def __init__(self, path: Path, clock: Any) -> None:
-        self.path, self.clock = path, clock
+        self.path, self.clock, self.torn = path, clock, False
         self.next_id = max((event.id for event in read(path)), default=0) + 1
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,12 +51,15 @@ class EventLog:
         """Write an event and return it. Raises OutputError when it cannot be written."""
         event = Event(self.next_id, kind, self.clock(), facts)
         line = json.dumps({"id": event.id, "kind": kind, "at": event.at, **facts}, allow_nan=False) + "\n"
-        content = line.encode()
+        content = ("\n" + line if self.torn else line).encode()
+        written = 0
         try:
             written = os.write(self.file, content)
         except OSError as error:
             raise OutputError(f"{self.path}: expected room for an event, got {error.strerror}; free some") from error
-        if written != len(content):
+        finally:
+            self.torn = written != len(content)
+        if self.torn:
             raise OutputError(f"{self.path}: expected room for an event, the disk is full; free some")
         self.next_id += 1
         return event
