@@ -6,6 +6,7 @@ at axis 0 of a recorded shape except to refuse what would mix images.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -113,50 +114,77 @@ def _gemm(node: Node, graph: Graph) -> Run:
     return run
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """A pool as one over an image that is padded beforehand: PyTorch knows neither pads that differ nor wide ones, and
+    lets a last window in ceil mode begin elsewhere when the padding is not its own.
+
+    `around` is what is padded (left, right, top, bottom), `over` what hangs over the padded end (bottom, right), `made`
+    the size of the result.
+    """
+
+    around: tuple[int, int, int, int]
+    over: tuple[int, int]
+    made: tuple[int, ...]
+
+    def padded(self, data: Tensor, value: float) -> Tensor:
+        left, right, top, bottom = self.around
+        return functional.pad(data, [left, right + self.over[1], top, bottom + self.over[0]], value=value)
+
+    def cut(self, pooled: Tensor) -> Tensor:
+        return pooled[..., : self.made[0], : self.made[1]]
+
+
+def _pool(node: Node, graph: Graph) -> _Pool:
+    _padding(node, graph)
+    top, left, bottom, right = integers(node, "pads")
+    height, width = graph.values[node.inputs[0]].shape[2:]
+    made = graph.values[node.outputs[0]].shape[2:]
+    reach = [
+        (count - 1) * stride + dilation * (size - 1) + 1
+        for count, stride, dilation, size in zip(
+            made,
+            *(integers(node, key) for key in ("strides", "dilations", "kernel_shape")),
+            strict=True,
+        )
+    ]
+    over = max(0, reach[0] - (height + top + bottom)), max(0, reach[1] - (width + left + right))
+    return _Pool((left, right, top, bottom), over, made)
+
+
 def _max_pool(node: Node, graph: Graph) -> Run:
     kernel, strides, dilations = integers(node, "kernel_shape"), integers(node, "strides"), integers(node, "dilations")
-    padding, before = _padding(node, graph)
-    ceil = bool(integer(node, "ceil_mode"))
-    if any(2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
-        top, left = padding
-        padding, before = (0, 0), [left, left, top, top]
+    padding, unequal = _padding(node, graph)
+    if unequal is None and all(2 * pad <= size for pad, size in zip(padding, kernel, strict=True)):
+        ceil = bool(integer(node, "ceil_mode"))
+        return lambda given, training: functional.max_pool2d(_first(given), kernel, strides, padding, dilations, ceil)
+    pool = _pool(node, graph)
 
     def run(given: Sequence[Tensor | None], training: bool) -> Tensor:
-        data = _first(given)
-        if before is not None:
-            data = functional.pad(data, before, value=-math.inf)
-        return functional.max_pool2d(data, kernel, strides, padding, dilations, ceil)
+        data = pool.padded(_first(given), -math.inf)
+        return pool.cut(functional.max_pool2d(data, kernel, strides, 0, dilations))
 
     return run
 
 
 def _average_pool(node: Node, graph: Graph) -> Run:
-    """Averages are sums over windows divided by how many elements of the image (and padding) each window holds."""
-    kernel, strides, dilations = integers(node, "kernel_shape"), integers(node, "strides"), integers(node, "dilations")
-    counted = bool(integer(node, "count_include_pad"))
-    if dilations != (1, 1):
-        raise NetworkError(f"{graph.name}: expected average pooling without dilation, got {dilations} at {node.name!r}")
-    top, left, bottom, right = integers(node, "pads")
-    height, width = graph.values[node.inputs[0]].shape[2:]
-    made = graph.values[node.outputs[0]].shape[2:]
-    # What hangs over the padded end in ceil mode counts for nothing.
-    over = [
-        max(0, (count - 1) * stride + size - length)
-        for count, stride, size, length in zip(
-            made, strides, kernel, (height + top + bottom, width + left + right), strict=True
-        )
-    ]
-    if not (top or left or bottom or right or any(over)):
+    """Averages are sums over windows divided by how many elements of the image (and its padding) each window holds."""
+    kernel, strides = integers(node, "kernel_shape"), integers(node, "strides")
+    if set(integers(node, "dilations")) != {1}:
+        raise NetworkError(f"{graph.name}: expected average pooling without dilation, got one at node {node.name!r}")
+    pool = _pool(node, graph)
+    if not any((*pool.around, *pool.over)):
         return lambda given, training: functional.avg_pool2d(_first(given), kernel, strides)
-    shares = torch.ones((1, 1, height, width), dtype=torch.float64)
-    shares = functional.pad(shares, [left, right, top, bottom], value=1.0 if counted else 0.0)
-    shares = functional.pad(shares, [0, over[1], 0, over[0]])
-    counts = functional.avg_pool2d(shares, kernel, strides, divisor_override=1)
+    left, right, top, bottom = pool.around
+    ones = torch.ones((1, 1, *graph.values[node.inputs[0]].shape[2:]), dtype=torch.float64)
+    counted = functional.pad(ones, [left, right, top, bottom], value=float(integer(node, "count_include_pad")))
+    # What hangs over the padded end in ceil mode counts for nothing.
+    whole = functional.pad(counted, [0, pool.over[1], 0, pool.over[0]])
+    counts = pool.cut(functional.avg_pool2d(whole, kernel, strides, divisor_override=1))
 
     def run(given: Sequence[Tensor | None], training: bool) -> Tensor:
-        data = functional.pad(_first(given), [left, right + over[1], top, bottom + over[0]])
-        sums = functional.avg_pool2d(data, kernel, strides, divisor_override=1)
-        return sums / counts.to(sums)
+        sums = functional.avg_pool2d(pool.padded(_first(given), 0.0), kernel, strides, divisor_override=1)
+        return pool.cut(sums) / counts.to(sums)
 
     return run
 
