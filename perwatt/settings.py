@@ -26,6 +26,7 @@ SETTINGS = (
     Setting("PERWATT_THREADS", "", "threads of perwatt's own engine; empty: every core this process may use"),
     Setting("PERWATT_SPIN_US", "100", "microseconds an idle thread of the engine spins before it sleeps"),
     Setting("PERWATT_MACHINE", "", "pretend a smaller vector unit: avx512, avx2, neon, portable; empty: what is here"),
+    Setting("PERWATT_TOKEN", "", "the token that clients of perwatt serve must know; empty: none, on loopback only"),
     Setting("NO_COLOR", "", "any value: no colour in the terminal"),
 )
 
@@ -70,6 +71,11 @@ def spin_us() -> float:
     if not 0 <= spin <= 1e6:
         raise InputError(f"PERWATT_SPIN_US: expected a number from 0 to 1000000, got {chosen!r}; unset it or give one")
     return spin
+
+
+def token() -> str | None:
+    """Return the token that clients of the server must know, or None without one."""
+    return text("PERWATT_TOKEN") or None
 
 
 def no_color() -> bool:

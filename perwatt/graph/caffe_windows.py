@@ -124,6 +124,7 @@ def windows(
     """Add a pool over `data`; returns its output."""
     sizes = place.builder.shape(data)[2:]
     overhang = False  # beyond the padding behind the image
+    behind = list(pads)  # padding behind the image with which the windows fit, but for what hangs over
     beyond = [0, 0]  # so many rows and columns that a window lies wholly behind the image
     for axis, (size, width, stride, pad) in enumerate(zip(sizes, kernel, strides, pads, strict=True)):
         span = size + 2 * pad - width
@@ -132,7 +133,10 @@ def windows(
         count = span // stride if floor else -(-span // stride)
         if any(pads) and count * stride >= size + pad:
             count -= 1
-        overhang |= count * stride > span
+        if count * stride > span:
+            overhang = True
+        else:
+            behind[axis] = count * stride + width - size - pad
         beyond[axis] = max(0, count * stride + 1 - size - pad)
     attributes: dict[str, object] = {"kernel_shape": kernel, "strides": strides}
     if any(beyond):
@@ -151,7 +155,7 @@ def windows(
         return place.add("MaxPool", (data,), part, **attributes, pads=pads * 2, ceil_mode=int(overhang))
     if overhang and any(pads):
         # Runtimes differ on whether an average counts what hangs over the padding; padded before, none is in doubt.
-        data = place.add("Pad", (data,), f"{part}pad", pads=(0, 0, *pads, 0, 0, *pads))
+        data = place.add("Pad", (data,), f"{part}pad", pads=(0, 0, *pads, 0, 0, *behind))
         return place.add("AveragePool", (data,), part, **attributes, ceil_mode=1)
     counted = int(any(pads))
     return place.add(

@@ -24,18 +24,25 @@ def open(
 ) -> Model:
     """Return a Model of a package at this batch, once the golden photographs gave their answers on it.
 
-    `unproven` takes a package without golden examples as it is. Settings are those of perwatt.run.compile. Raises
+    precision: what steps may use besides FP32; the golden answers are then held to that precision's tolerance.
+    `unproven` takes a package without golden examples as it is. Other settings are those of perwatt.run.compile. Raises
     GoldenMismatch, InvalidPackage when network and preprocessing do not fit, and what `read` and `compile` raise.
     """
     if isinstance(package, Path):
         package = read(package)
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision != "fp32":
-        raise InputError(f"precision: expected fp32, got {precision}; perwatt's kernels compute in fp32 so far")
+    if precision == "auto":
+        raise InputError("precision: expected fp32, fp16 or bf16, got auto, which perwatt's engine does not have yet")
     model = compile(
-        package.model, batch, threads=threads, tune=tune, tune_limit_s=tune_limit_s, progress=progress
-    )  # fmt: skip
+        package.model,
+        batch,
+        threads=threads,
+        tune=tune,
+        tune_limit_s=tune_limit_s,
+        precision=precision,
+        progress=progress,
+    )
     check_fit(package, model, batch)
     if package.golden is None and unproven:
         return model

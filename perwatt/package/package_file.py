@@ -187,7 +187,7 @@ def _manifest(content: bytes) -> _Manifest:
         )
     try:
         manifest = _Manifest.model_validate(fields)
-        canonical = _text(fields)
+        canonical = _text(manifest.model_dump())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

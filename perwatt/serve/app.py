@@ -18,6 +18,7 @@ from perwatt import __version__
 from perwatt.errors import PerwattError, Refused
 from perwatt.serve import metrics
 from perwatt.serve.datatypes import datatype
+from perwatt.serve.energy import shared_out
 from perwatt.serve.exchange import Receive, Scope, Send, echoed_trace, headers_of, permitted, refuse
 from perwatt.serve.front import Front, count_refusal
 from perwatt.serve.inference import infer, route_of
@@ -80,14 +81,17 @@ def application(front: Front) -> Application:
     return app
 
 
-def end_second(front: Front, connections: int) -> None:
-    """Close a second of traffic and set the gauges; called once a second."""
+def end_second(front: Front, connections: int, joules: float | None = None) -> None:
+    """Close a second of traffic and set the gauges; called once a second, with the meter's joules so far."""
     held, figures = front.repository.held, front.metrics
+    energy = _energy(front, joules)
     states = {}
     for name, each in held.items():
         service = each.loaded.service
         front.of(name).queue.set(service.queued_images)
         states[name] = {"queue": service.queued_images, "ready": service.ready, "version": each.loaded.version}
+        if energy is not None:
+            front.traffic.of(name).joules += energy.get(name, 0.0)
     figures.set_ready((name, each.loaded.version, each.loaded.service.ready) for name, each in held.items())
     figures.in_flight.set(front.requests)
     figures.held.set(front.held_bytes)
@@ -100,9 +104,24 @@ def end_second(front: Front, connections: int) -> None:
         "connections": connections,
         "ready": front.repository.ready and not front.draining,
         "draining": front.draining,
-        "joules": None,
+        "joules": None if energy is None else sum(energy.values()),
     }
     front.traffic.end_second(states, whole)
+
+
+def _energy(front: Front, joules: float | None) -> dict[str, float] | None:
+    """Return the joules of each package since the last second, and count them; None where no meter says."""
+    now = time.monotonic()
+    engines = {name: each.loaded.service.engine_s for name, each in front.repository.held.items()}
+    before, front.energy_before = front.energy_before, (now, joules, engines)
+    if front.energy is None or joules is None or before is None or before[1] is None:
+        return None
+    # A package that was replaced begins to count anew.
+    used = {name: max(0.0, seconds - before[2].get(name, 0.0)) for name, seconds in engines.items()}
+    parts = shared_out(joules - before[1], now - before[0], used)
+    for name, part in parts.items():
+        front.metrics.joules.labels(name, front.energy.meter, front.energy.scope).inc(part)
+    return parts
 
 
 def _paths(front: Front) -> list[Path]:
@@ -235,6 +254,8 @@ def _about(front: Front) -> dict[str, Any]:
     now = time.monotonic()
     return {
         "version": __version__,
+        "run": front.run,
+        "meter": None if front.energy is None else f"{front.energy.scope}, {front.energy.meter}",
         "deadline_ms": None if front.deadline_s is None else 1e3 * front.deadline_s,
         "models": [
             {
@@ -340,6 +361,8 @@ def every_second(front: Front, connections: Callable[[], int]) -> asyncio.Task[N
         with contextlib.suppress(asyncio.CancelledError):
             while True:
                 await asyncio.sleep(1.0)
-                end_second(front, connections())
+                # A meter may take its time to answer.
+                joules = None if front.energy is None else await asyncio.to_thread(front.energy.read)
+                end_second(front, connections(), joules)
 
     return asyncio.get_running_loop().create_task(tick())

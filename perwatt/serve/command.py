@@ -1,7 +1,6 @@
 """`perwatt serve`: from the words of the command line to a running server."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from perwatt import package as packages
 from perwatt.errors import InputError
 from perwatt.machine import this_machine
 from perwatt.serve.batcher import Limits
+from perwatt.serve.energy import Joules
 from perwatt.serve.latency import OBJECTIVES, Objective
 from perwatt.serve.opening import EngineSettings
 from perwatt.serve.server import ServeRequest, serve
@@ -34,7 +34,7 @@ class Serving:
     unproven: bool
 
 
-def run_server(given: Serving, joules: Callable[[], float] | None = None) -> int:
+def run_server(given: Serving, energy: Joules | None = None) -> int:
     """Serve until a signal and return the exit code. Raises InputError for words that contradict each other."""
     if not given.packages and not given.nulls and not given.demo:
         raise InputError("expected a package to serve, got none; make one with perwatt package, or try --demo")
@@ -50,15 +50,15 @@ def run_server(given: Serving, joules: Callable[[], float] | None = None) -> int
         grpc_port=given.grpc_port,
         token=given.token,
         decode_threads=this_machine().cores,
+        deadline_s=given.p99_ms / 1000,
         drain_s=given.drain_s,
         engine=EngineSettings(max_batch=given.max_batch, threads=given.threads, unproven=given.unproven),
         batching=Limits(
             max_batch=given.max_batch,
             queue_images=max(given.queue, given.max_batch),
-            deadline_s=given.p99_ms / 1000,
             objective=objectives[given.objective],
         ),
-        joules=joules,
+        energy=energy,
     )
     return serve(request, tell)
 

@@ -4,12 +4,14 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import secrets
 import time
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from perwatt.errors import InputError, Refused
 from perwatt.serve.connection import Client
+from perwatt.serve.energy import Joules
 from perwatt.serve.limits import HttpLimits
 from perwatt.serve.messages import Question
 from perwatt.serve.metrics import Metrics, ModelMetrics
@@ -43,6 +45,11 @@ class Front:
     models: dict[str, ModelMetrics] = field(default_factory=dict)
     # Hosts that were found harmless, so that they are looked at once.
     hosts: set[bytes] = field(default_factory=set)
+    energy: Joules | None = None
+    # When the meter was last read, its joules, and the engine seconds of each package then.
+    energy_before: tuple[float, float | None, dict[str, float]] | None = None
+    # Tells a server from the one that was here before it.
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def of(self, model: str) -> ModelMetrics:
         """Return the metrics of one package."""

@@ -169,11 +169,12 @@ def _named(loaded: Deployed, output: np.ndarray, top: int) -> bytes:
         {
             "label": labels[index] if labels is not None and index < len(labels) else None,
             "index": index,
-            "score": float(values[index]),
+            "score": values[index],
         }
         for index in best(values, top)
     ]
-    return orjson.dumps({"model_name": loaded.name, "model_version": loaded.version, "labels": rows})
+    named = {"model_name": loaded.name, "model_version": loaded.version, "labels": rows}
+    return orjson.dumps(named, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _top(scope: Scope) -> int:

@@ -155,7 +155,7 @@ def classified(values: np.ndarray, classes: int, labels: Sequence[str] | None) -
     for one in values.reshape(len(values), -1):
         for index in best(one, classes):
             label = f":{labels[index]}" if labels is not None and index < len(labels) else ""
-            texts.append(f"{one[index]}:{index}{label}")
+            texts.append(f"{one[index]!s}:{index}{label}")  # the shortest digits that are this value
     return texts
 
 

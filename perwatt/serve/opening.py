@@ -11,6 +11,7 @@ from perwatt import package as packages
 from perwatt.errors import InputError, NetworkError
 from perwatt.serve.batcher import Limits
 from perwatt.serve.dispatch import BatchReport, Dispatch
+from perwatt.serve.energy import Joules
 from perwatt.serve.fairness import Cores
 from perwatt.serve.messages import Subject
 from perwatt.serve.process import Source, batch_sizes, null_source, package_source
@@ -35,14 +36,15 @@ class EngineSettings:
 class Opening:
     """Opens sources, each in a process of its own; all share the cores fairly.
 
-    A source is a package's path or "null:3x224x224". `joules` reads a meter, for the energy objective.
+    A source is a package's path or "null:3x224x224". `energy` is a meter, for the energy
+    objective.
     """
 
     engine: EngineSettings
     limits: Limits
     observer: Observer
     tell: Callable[[str], None]
-    joules: Callable[[], float] | None = None
+    energy: Joules | None = None
     cores: Cores = field(default_factory=Cores)
 
     def __post_init__(self) -> None:
@@ -88,11 +90,12 @@ class Opening:
 
     async def _open_null(self, source: str) -> Deployed:
         text = source.removeprefix(NULL)
-        service = await self._start(
-            null_source(null_shape(text), sizes=batch_sizes(self.engine.max_batch)), null_name(text)
-        )
+        shape, image_s = null_shape(text)
+        name = null_name(text)
+        worker = null_source(shape, sizes=batch_sizes(self.engine.max_batch), image_s=image_s)
+        service = await self._start(worker, name)
         subject = Subject(service.inputs[0], service.outputs, takes_photos=False)
-        return Deployed(null_name(text), "1", service, subject, None, None, "perwatt_null", {})
+        return Deployed(name, "1", service, subject, None, None, "perwatt_null", {})
 
     async def _start(self, worker: Source, name: str) -> Dispatch:
         def observe(report: BatchReport) -> None:
@@ -104,7 +107,7 @@ class Opening:
             limits=self.limits,
             cores=self.cores,
             observer=observe,
-            joules=self.joules,
+            joules=None if self.energy is None else self.energy.read,
             progress=lambda words: self.tell(f"{name}: {words}"),
         )
 
@@ -120,17 +123,22 @@ def sources_of(paths: tuple[Path, ...], nulls: tuple[str, ...]) -> Mapping[str, 
     return found
 
 
-def null_name(shape: str) -> str:
+def null_name(text: str) -> str:
     """Return the name of a null network, such as null-3x224x224."""
-    return f"null-{'x'.join(map(str, null_shape(shape)))}"
+    return f"null-{'x'.join(map(str, null_shape(text)[0]))}"
 
 
-def null_shape(text: str) -> tuple[int, ...]:
-    """Return the shape of one image from 3x224x224. Raises InputError."""
-    parts = text.lower().split("x")
-    if not 1 <= len(parts) <= 4 or not all(part.isdecimal() and 0 < int(part) < 1 << 16 for part in parts):
-        raise InputError(f"null: expected the shape of one image such as 3x224x224, got {text!r}")
-    return tuple(int(part) for part in parts)
+def null_shape(text: str) -> tuple[tuple[int, ...], float]:
+    """Return the shape of one image and the seconds that it takes, from 3x224x224 or 3x224x224@5 (milliseconds).
+
+    Raises InputError for anything else.
+    """
+    sides, _, pace = text.lower().partition("@")
+    parts = sides.split("x")
+    right = 1 <= len(parts) <= 4 and all(part.isdecimal() and 0 < int(part) < 1 << 16 for part in parts)
+    if not right or (pace and not pace.replace(".", "", 1).isdecimal()) or text.endswith("@"):
+        raise InputError(f"null: expected the shape of one image such as 3x224x224 or 3x224x224@5 (ms), got {text!r}")
+    return tuple(int(part) for part in parts), float(pace or 0) / 1000
 
 
 def _copy(source: Path, copy: Path) -> None:

@@ -24,6 +24,7 @@ from perwatt.serve import connection
 from perwatt.serve.app import application, every_second
 from perwatt.serve.batcher import Limits
 from perwatt.serve.dispatch import BatchReport
+from perwatt.serve.energy import Joules
 from perwatt.serve.front import Front, check_address
 from perwatt.serve.limits import HttpLimits
 from perwatt.serve.opening import EngineSettings, Opening, sources_of
@@ -39,7 +40,10 @@ BACKLOG = 2048
 
 @dataclass(frozen=True)
 class ServeRequest:
-    """What to serve, where, and under which limits. Times in seconds; `grpc_port` None: no gRPC."""
+    """What to serve, where, and under which limits. Times in seconds; `grpc_port` None: no gRPC.
+
+    `deadline_s` is given to requests that bring none of their own.
+    """
 
     packages: tuple[Path, ...]
     nulls: tuple[str, ...] = ()
@@ -48,14 +52,15 @@ class ServeRequest:
     grpc_port: int | None = None
     token: str | None = None
     decode_threads: int = 2
+    deadline_s: float | None = None
     drain_s: float = 30.0
     engine: EngineSettings = field(default_factory=EngineSettings)
     batching: Limits = field(default_factory=Limits)
     limits: HttpLimits = field(default_factory=HttpLimits)
-    joules: Callable[[], float] | None = None
+    energy: Joules | None = None
 
 
-class _Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: there is one path for signals, and it is the Life's."""
 
     @contextlib.contextmanager
@@ -69,13 +74,14 @@ class Life:
     def __init__(self, request: ServeRequest, tell: Callable[[str], None]) -> None:
         check_address(request.host, request.token)
         self.request, self.tell = request, tell
-        self.opening = Opening(request.engine, request.batching, self._observe, tell, request.joules)
+        self.opening = Opening(request.engine, request.batching, self._observe, tell, request.energy)
         self.front = Front(
             repository=Repository({}, self.opening.open),
             decoder=Decoder(request.limits, request.decode_threads),
             limits=request.limits,
             token=request.token,
-            deadline_s=request.batching.deadline_s,
+            deadline_s=request.deadline_s,
+            energy=request.energy,
         )
         self.address, self.grpc_port = "", request.grpc_port
         self._stop = asyncio.Event()
@@ -112,7 +118,7 @@ class Life:
             raise
         host, port = listener.getsockname()[:2]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        server = _Server(self._config())
+        server = HttpServer(http_config(self.front))
         serving = loop.create_task(server.serve([listener]))
         ticking = every_second(self.front, lambda: len(server.server_state.connections))
         stopping = loop.create_task(self._stop.wait())
@@ -213,22 +219,24 @@ class Life:
         self.tell("drained" if not left else f"drained, {left} requests refused")
         return EXIT_DRAINED
 
-    def _config(self) -> uvicorn.Config:
-        limits = self.request.limits
-        return uvicorn.Config(
-            application(self.front),
-            http=connection.under(limits, lambda status: self.front.of("").answered("connection", status)),
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            access_log=False,
-            log_config=None,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=int(limits.idle_s),
-            timeout_graceful_shutdown=int(CLOSE_S),
-            backlog=BACKLOG,
-        )
+
+def http_config(front: Front) -> uvicorn.Config:
+    """Return how uvicorn serves a front: plain ASGI, its own connections, and nothing that costs a request time."""
+    limits = front.limits
+    return uvicorn.Config(
+        application(front),
+        http=connection.under(limits, lambda status: front.of("").answered("connection", status)),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=int(limits.idle_s),
+        timeout_graceful_shutdown=int(CLOSE_S),
+        backlog=BACKLOG,
+    )
 
 
 def serve(request: ServeRequest, tell: Callable[[str], None]) -> int:

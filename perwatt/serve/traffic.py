@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,33 +18,52 @@ WINDOW_S = 10
 NEWEST = 0.3
 
 
+@dataclass(frozen=True)
+class _Second:
+    """What the window keeps of a second: counts of durations between EDGES_S, batches by size, images, joules."""
+
+    durations: np.ndarray
+    batches: Counter[int]
+    images: int
+    joules: float
+
+
 class ModelTraffic:
-    """What one package did since the last second ended, and the windows over the seconds before."""
+    """What one package did since the last second ended, and the window over the seconds before."""
 
     def __init__(self) -> None:
         self.requests = self.images = 0
+        self.joules: float = 0.0
         self.refused: Counter[str] = Counter()
         self.batches: Counter[int] = Counter()
         self.durations_s: list[float] = []
-        self._window: deque[tuple[np.ndarray, Counter[int]]] = deque(maxlen=WINDOW_S)
+        self._window: deque[_Second] = deque(maxlen=WINDOW_S)
 
     def second(self) -> dict[str, Any]:
         """End this second: return its figures and begin the next."""
         counts, _ = np.histogram(np.clip(self.durations_s, EDGES_S[0], EDGES_S[-1]), EDGES_S)
-        self._window.append((counts, self.batches))
-        whole = np.sum([counts for counts, _ in self._window], axis=0)
-        batches: Counter[int] = sum((batches for _, batches in self._window), Counter())
+        self._window.append(_Second(counts, self.batches, self.images, self.joules))
+        whole = np.sum([each.durations for each in self._window], axis=0)
+        images, joules = sum(each.images for each in self._window), sum(each.joules for each in self._window)
         figures = {
             "requests": self.requests,
             "images": self.images,
             "refused": dict(self.refused),
             "p50_ms": _percentile_ms(whole, 0.5),
             "p99_ms": _percentile_ms(whole, 0.99),
-            "batches": {str(size): count for size, count in sorted(batches.items())},
+            "batches": {str(size): count for size, count in sorted(self._batches().items())},
+            "joules_per_image": joules / images if joules and images else None,
         }
         self.requests = self.images = 0
+        self.joules = 0.0
         self.refused, self.batches, self.durations_s = Counter(), Counter(), []
         return figures
+
+    def _batches(self) -> Counter[int]:
+        whole: Counter[int] = Counter()
+        for each in self._window:
+            whole.update(each.batches)
+        return whole
 
 
 class Traffic:
@@ -73,7 +93,7 @@ class Traffic:
             del self.models[name]
         models = {name: {**self.of(name).second(), **state} for name, state in states.items()}
         pace = sum(figures["requests"] for figures in models.values()) / lasted_s
-        if pace or self.answered_per_s is not None:
+        if pace:  # an idle second says nothing of how fast it could be
             before = pace if self.answered_per_s is None else self.answered_per_s
             self.answered_per_s = (1 - NEWEST) * before + NEWEST * pace
         self._number += 1

@@ -372,6 +372,7 @@ CASES = {
             (((3, 2), (1, 3), (2, 1)), True),
             (((8, 7), (1, 1), (0, 0)), True),
             (((5, 1), (4, 1), (2, 0)), False),
+            (((7, 5), (8, 4), (6, 3)), False),  # one axis hangs over, the other leaves a window out
         )
     },
     "global pool": Case(
@@ -455,19 +456,22 @@ def test_every_type_has_a_case() -> None:
     assert set(LAYERS) - beside == {case.type for case in CASES.values()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_pools_have_caffes_sizes_and_numbers(data: st.DataObject) -> None:
     method = data.draw(st.sampled_from(["MAX", "AVE"]))
     height, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
-    kernel, stride = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
-    pad = data.draw(st.integers(0, kernel - 1))
+    kernel = (data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)))
+    stride = (data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)))
+    pad = (data.draw(st.integers(0, kernel[0] - 1)), data.draw(st.integers(0, kernel[1] - 1)))
     net = Net("pool", inputs={"data": (1, 2, height, width)})
-    net.pool("top", "data", method, kernel_size=kernel, stride=stride, pad=pad)
+    names = ("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w")
+    net.pool("top", "data", method, **dict(zip(names, (*kernel, *stride, *pad), strict=True)))
+    windows = list(zip((height, width), kernel, stride, pad, strict=True))
     with TemporaryDirectory() as folder:
         files = net.save(Path(folder))
-        behind = not pad and any(-(-(size - kernel) // stride) * stride >= size for size in (height, width))
-        if min(height, width) + 2 * pad < kernel:
+        behind = not any(pad) and any(-(-(size - k) // s) * s >= size for size, k, s, _ in windows)
+        if any(size + 2 * p < k for size, k, _, p in windows):
             with pytest.raises(NetworkError, match="is the input too small"):
                 read_caffe(*files)
         elif behind and method == "AVE":
@@ -476,7 +480,7 @@ def test_pools_have_caffes_sizes_and_numbers(data: st.DataObject) -> None:
         else:
             x = np.random.default_rng(5).standard_normal((1, 2, height, width)).astype(np.float32)
             got = run_graph(read_caffe(*files).graph, {"data": x})[0]
-            wanted = pooled(x.astype(np.float64), method, (kernel,) * 2, (stride,) * 2, (pad,) * 2)
+            wanted = pooled(x.astype(np.float64), method, kernel, stride, pad)
             assert difference(got, wanted) <= 8 * EPSILON
 
 
