@@ -456,7 +456,7 @@ def test_every_type_has_a_case() -> None:
     assert set(LAYERS) - beside == {case.type for case in CASES.values()}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_pools_have_caffes_sizes_and_numbers(data: st.DataObject) -> None:
     method = data.draw(st.sampled_from(["MAX", "AVE"]))
