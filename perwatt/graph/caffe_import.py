@@ -168,7 +168,7 @@ def _advice(converted: Converted) -> list[str]:
     imported, graph, found = converted.imported, converted.imported.graph, []
     reading = imported.reading
     if converted.fixed is not None:
-        found.append(f"the batch is fixed, for the network fixes it: {converted.fixed}")
+        found.append(f"the batch stays {converted.batch}; one of {TRIAL_BATCH}, tried: {converted.fixed}")
     if imported.mean_inside:
         found.append("the mean image is subtracted inside the network (a Sub node): feed pixels as they are, 0 to 255")
         if reading is not None and reading.scale != 1:
