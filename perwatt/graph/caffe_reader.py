@@ -38,16 +38,18 @@ class ImportedLayer:
 
 @dataclass(frozen=True)
 class Imported:
-    """A Graph made of Caffe's files. `mean` is what a mean file came to: values for each channel, and where they are.
+    """A Graph made of Caffe's files.
 
-    `reading` is what the file's own data layer did to pixels, None in deploy files. `unused` are layers whose weights
-    the caffemodel has and the network does not need.
+    A mean file gives a value for each channel and, from an image, its height and width: that of the pictures in
+    training. `mean_inside` says that the network subtracts it. `reading` is what the file's own data layer did to
+    pixels, None in deploy files. `unused` are layers whose weights the caffemodel has and the network does not need.
     """
 
     graph: Graph
     layers: tuple[ImportedLayer, ...]
     dropped: tuple[Dropped, ...]
     mean_values: tuple[float, ...] | None
+    mean_size: tuple[int, int] | None
     mean_inside: bool
     reading: Reading | None
     unused: tuple[str, ...]
@@ -125,6 +127,7 @@ def build(
         tuple(writing.rows),
         wiring.dropped,
         values,
+        (int(mean.shape[1]), int(mean.shape[2])) if mean is not None and mean.ndim == 3 else None,
         mean is not None and mean_as == "image",
         reading,
         tuple(name for name in files.weights if name not in writing.used),

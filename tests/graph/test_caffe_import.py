@@ -149,7 +149,9 @@ def test_the_command_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["outputs"] == {"ip1": [1, 100], "prob": [1, 10]}
     assert found["parameters"] == sum(blob.size for blobs in net.blobs.values() for blob in blobs)
     assert [layer["name"] for layer in found["layers"]] == [layer["name"] for layer in net.layers]
-    assert found["preprocessing"] == {"size": [28, 28], "channel_order": "grey", "mean": None, "scale": None}
+    assert found["preprocessing"] == {
+        "size": [28, 28], "resize_to": None, "channel_order": "grey", "mean": None, "scale": None,
+    }  # fmt: skip
 
 
 def test_the_command_tells_what_training_did_to_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +173,7 @@ def test_the_command_with_a_mean_image(tmp_path: Path, capsys: pytest.CaptureFix
     path, mean = mean_file(tmp_path)
     inside = told(capsys, *files, path)
     assert "subtracted inside the network" in inside
-    assert "--mean 0,0,0" in inside
+    assert "--mean 0,0,0 --resize-to 256" in inside
     outside = told(capsys, *files, path, "--mean-as", "values")
     assert f"--mean {','.join(f'{value:.6g}' for value in mean.astype(np.float64).mean(axis=(1, 2)))}" in outside
 
