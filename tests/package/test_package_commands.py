@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from small_package import LABELS, photograph, small_network, small_package
 
 from perwatt import cli
 from perwatt.errors import NetworkError
+from perwatt.graph import Builder
+from perwatt.graph import write as write_network
 from perwatt.package import Package, read, write
 from perwatt.package.built_ins import DRAWN_SIZES, built_in, demo, drawn_photograph
 from perwatt.package.photograph import image_header
@@ -219,6 +222,38 @@ def test_labels_that_are_none(
             capsys, "package", "small.onnx", *MEANS, "--labels", name, "--golden", golden, "-o", "x.perwatt"
         )
     assert not (folder / "x.perwatt").exists()
+
+
+def test_a_network_with_channels_last_or_two_inputs_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    b = Builder("last")
+    x = b.input("x", (1, 12, 10, 3))
+    (folder / "last.onnx").write_bytes(write_network(b.finish((b.add("Relu", (x,)),))))
+    assert "channels are last" in complaint(capsys, "package", "last.onnx", "--mean", "9")
+    b = Builder("two")
+    both = (b.input("x", (1, 3, 12, 10)), b.input("y", (1, 3, 12, 10)))
+    (folder / "two.onnx").write_bytes(write_network(b.finish((b.add("Add", both),))))
+    assert "expected one float32 input" in complaint(capsys, "package", "two.onnx", "--mean", "9")
+
+
+def test_weights_in_another_file_are_taken_inside(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load_from_string(small_network())
+    onnx.save_model(
+        model, str(folder / "split.onnx"), save_as_external_data=True, location="split.weights", size_threshold=0
+    )
+    told(capsys, "package", "split.onnx", *MEANS, "--golden", "photos", "-o", "x.perwatt")
+    (folder / "split.weights").unlink()
+    package = read(folder / "x.perwatt")
+    assert package.name == "split"
+    assert package.golden == read_golden(capsys, folder)
+    assert "%" in told(capsys, "run", "x.perwatt", "photos/1.png")
+
+
+def read_golden(capsys: pytest.CaptureFixture[str], folder: Path) -> object:
+    """Return the golden examples of the same network in one file."""
+    told(capsys, "package", "small.onnx", *MEANS, "--golden", "photos", "-o", "whole.perwatt")
+    return read(folder / "whole.perwatt").golden
 
 
 def test_without_golden_examples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
