@@ -8,7 +8,9 @@ import typer
 
 
 def serve(
-    packages: Annotated[list[Path] | None, typer.Argument(help="Packages (perwatt package makes them).")] = None,
+    packages: Annotated[
+        list[Path] | None, typer.Argument(help="Packages (perwatt package makes them), or folders of them.")
+    ] = None,
     p99: Annotated[
         float | None, typer.Option(min=0.1, help="Limit of a request's latency, ms. [default: 1000]")
     ] = None,

@@ -16,11 +16,12 @@ from perwatt.cpu.kernels.reduction import REDUCTION
 from perwatt.cpu.kernels.reorder import REORDER
 from perwatt.cpu.kernels.resize import RESIZE
 from perwatt.cpu.kernels.space_to_depth import SPACE_TO_DEPTH
-from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD
+from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD, WINOGRAD_HALF
 from perwatt.plan.algorithm import Algorithm
 
 KERNELS: tuple[Algorithm, ...] = (
-    DIRECT, *DIRECT_HALF, FIRST_LAYER, *SPACE_TO_DEPTH, *WINOGRAD, FULLY_CONNECTED, *FULLY_CONNECTED_HALF,
+    DIRECT, *DIRECT_HALF, FIRST_LAYER, *SPACE_TO_DEPTH, *WINOGRAD, *WINOGRAD_HALF,
+    FULLY_CONNECTED, *FULLY_CONNECTED_HALF,
     POOLING, GLOBAL_POOLING, REORDER,
     LRN, SOFTMAX,
     DEPTHWISE, GROUPS_JOINED,

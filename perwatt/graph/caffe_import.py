@@ -80,9 +80,10 @@ def facts(converted: Converted) -> dict[str, Any]:
 
 
 def preprocessing(imported: Imported) -> dict[str, Any]:
-    """Return what is known of how photographs become the input: channel order, mean and scale, None where it is not.
+    """Return what is known of how photographs become the input, None where nothing is.
 
-    Caffe's tools read photographs with blue first. A mean image that the network subtracts itself leaves a mean of 0.
+    Caffe's tools read photographs with blue first. A mean image has the size that pictures had in training before the
+    input was cut out of them; where the network subtracts it itself, what is left to take away is 0.
     """
     graph, reading = imported.graph, imported.reading
     shape = graph.values[graph.inputs[0]].shape
@@ -97,6 +98,7 @@ def preprocessing(imported: Imported) -> dict[str, Any]:
         mean *= channels
     return {
         "size": list(shape[2:]) if channels else None,
+        "resize_to": min(imported.mean_size) if imported.mean_size is not None else None,
         "channel_order": {1: "grey", 3: "bgr"}.get(channels),
         "mean": None if mean is None else list(mean),
         "scale": scale,
@@ -168,7 +170,7 @@ def _advice(converted: Converted) -> list[str]:
     imported, graph, found = converted.imported, converted.imported.graph, []
     reading = imported.reading
     if converted.fixed is not None:
-        found.append(f"the batch is fixed, for the network fixes it: {converted.fixed}")
+        found.append(f"the batch stays {converted.batch}; one of {TRIAL_BATCH}, tried: {converted.fixed}")
     if imported.mean_inside:
         found.append("the mean image is subtracted inside the network (a Sub node): feed pixels as they are, 0 to 255")
         if reading is not None and reading.scale != 1:
@@ -200,5 +202,8 @@ def _next(imported: Imported, path: Path) -> list[str]:
     words = ["perwatt", "package", str(path), "--channels", how["channel_order"], "--mean", mean]
     if how["scale"] not in (None, 1.0):
         words += ["--scale", f"{how['scale']:.6g}"]
+    if how["resize_to"] is not None and how["resize_to"] >= min(how["size"]):
+        words += ["--resize-to", str(how["resize_to"])]
     words += ["--range", "255", "--labels", "LABELS.txt"]
-    return ["", "next:", "  " + shlex.join(words)]
+    ask = " (MEAN: what training took from each channel, which these files do not say)" if "MEAN" in words else ""
+    return ["", f"next{ask}:", "  " + shlex.join(words)]

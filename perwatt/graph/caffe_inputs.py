@@ -1,5 +1,6 @@
 """What a Caffe network is fed: the shapes of its inputs, and what its data layers did to pixels before."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from perwatt.graph.caffe_layers import is_source
 from perwatt.graph.caffe_upgrade import Layer
 
 LARGEST_SIZE = 2**31 - 1
+MOST_AXES = 32
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ def checked_shape(
         raise NetworkError(f"input {name!r}: expected a shape in the prototxt, got none; add --input 3,227,227")
     if batch is not None and len(shape) > 1:
         shape = (batch, *shape[1:])
-    if min(shape, default=1) < 1 or max(shape, default=1) > LARGEST_SIZE or len(shape) > 32:
+    if min(shape, default=1) < 1 or math.prod(shape) > LARGEST_SIZE or len(shape) > MOST_AXES:
         raise NetworkError(
-            f"input {name!r}: expected sizes from 1 to {LARGEST_SIZE}, got {shape}; correct the prototxt"
+            f"input {name!r}: expected sizes from 1 up and at most {LARGEST_SIZE} numbers, got {shape}; correct them"
         )
     return tuple(int(size) for size in shape)
 

@@ -38,16 +38,18 @@ class ImportedLayer:
 
 @dataclass(frozen=True)
 class Imported:
-    """A Graph made of Caffe's files. `mean` is what a mean file came to: values for each channel, and where they are.
+    """A Graph made of Caffe's files.
 
-    `reading` is what the file's own data layer did to pixels, None in deploy files. `unused` are layers whose weights
-    the caffemodel has and the network does not need.
+    A mean file gives a value for each channel and, from an image, its height and width: that of the pictures in
+    training. `mean_inside` says that the network subtracts it. `reading` is what the file's own data layer did to
+    pixels, None in deploy files. `unused` are layers whose weights the caffemodel has and the network does not need.
     """
 
     graph: Graph
     layers: tuple[ImportedLayer, ...]
     dropped: tuple[Dropped, ...]
     mean_values: tuple[float, ...] | None
+    mean_size: tuple[int, int] | None
     mean_inside: bool
     reading: Reading | None
     unused: tuple[str, ...]
@@ -125,6 +127,7 @@ def build(
         tuple(writing.rows),
         wiring.dropped,
         values,
+        (int(mean.shape[1]), int(mean.shape[2])) if mean is not None and mean.ndim == 3 else None,
         mean is not None and mean_as == "image",
         reading,
         tuple(name for name in files.weights if name not in writing.used),
@@ -183,14 +186,15 @@ class _Writing:
             self._row(here, inputs)
             return
         for what, count, (least, most) in (
-            ("bottoms", len(layer.bottoms), kind.bottoms),
-            ("tops", len(layer.tops), kind.tops),
+            ("bottom", len(layer.bottoms), kind.bottoms),
+            ("top", len(layer.tops), kind.tops),
         ):
-            pool_mask = layer.type == "Pooling" and what == "tops" and count == 2
+            pool_mask = layer.type == "Pooling" and what == "top" and count == 2
             if not least <= count <= most and not pool_mask:
                 wanted = str(least) if least == most else f"{least} or more" if most > 2 else f"{least} or {most}"
+                wanted += f" {what}" if most == 1 else f" {what}s"
                 raise NetworkError(
-                    f"{layer.type} layer {layer.name!r}: expected {wanted} {what}, got {count}; correct the prototxt"
+                    f"{layer.type} layer {layer.name!r}: expected {wanted}, got {count}; correct the prototxt"
                 )
         here = self._place(layer, inputs)
         if layer.type == "BatchNorm":
@@ -266,6 +270,19 @@ class _Writing:
 def _check_known(wiring: Wiring, what: str) -> None:
     """Raise NetworkError when a layer that is needed has a type, or a field, that perwatt does not know."""
     needed = [wiring.layers[place] for place in wiring.needed]
+    strange = [
+        (line, name, layer.name)
+        for layer in needed
+        if layer.type in LAYERS or layer.type in ("", "Input")
+        for line, name in layer.strange
+    ]
+    if strange:
+        line, name, layer_name = strange[0]
+        more = f" and {len(strange) - 1} others" if len(strange) > 1 else ""
+        raise NetworkError(
+            f"{what}: expected the fields of Caffe, got {name!r} in line {line}, layer {layer_name!r}{more}; correct "
+            "the spelling, or remove what answers do not depend on"
+        )
     unknown = [layer for layer in needed if layer.type not in LAYERS and not is_source(layer.type)]
     if unknown:
         kinds: dict[str, list[str]] = {}
@@ -275,19 +292,6 @@ def _check_known(wiring: Wiring, what: str) -> None:
         raise NetworkError(
             f"{what}: expected layers of the types that perwatt knows, got {got}; end before them with --outputs, or "
             f"write them with the known types: {', '.join(LAYERS)}"
-        )
-    strange = [
-        (line, name, layer.name)
-        for layer in needed
-        if layer.type == "Input" or not is_source(layer.type)
-        for line, name in layer.strange
-    ]
-    if strange:
-        line, name, layer_name = strange[0]
-        more = f" and {len(strange) - 1} others" if len(strange) > 1 else ""
-        raise NetworkError(
-            f"{what}: expected the fields of Caffe, got {name!r} in line {line}, layer {layer_name!r}{more}; correct "
-            "the spelling, or remove what answers do not depend on"
         )
 
 
@@ -332,10 +336,17 @@ def _notes(weights: Mapping[str, tuple[Blob, ...]], used: set[str]) -> tuple[str
 
 
 def _renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
-    """Return the Graph with tensors renamed, where the new name is free."""
-    new = {old: name for old, name in names.items() if old != name and name not in graph.values}
-    if not new:
-        return graph
+    """Return the Graph with its outputs renamed to their blobs, unless an input or a constant bears that name.
+
+    What a layer that works in place has overwritten gives its name away, and gets a new one.
+    """
+    fixed = {*graph.inputs, *graph.constants, *names}
+    new = {old: name for old, name in names.items() if old != name and name not in fixed}
+    for name in [name for name in new.values() if name in graph.values]:
+        before = f"{name}/before"
+        while before in graph.values:
+            before += "_"
+        new[name] = before
 
     def tensor(name: str) -> str:
         return new.get(name, name)

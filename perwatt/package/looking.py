@@ -154,7 +154,7 @@ def _top(package: Package, values: np.ndarray, count: int) -> tuple[Class, ...]:
 
 
 def _are_probabilities(values: np.ndarray) -> bool:
-    return values.size > 1 and values.min() >= 0 and abs(values.sum() - 1) < SUM_ERROR
+    return bool(values.size > 1 and values.min() >= 0 and abs(values.sum() - 1) < SUM_ERROR)
 
 
 def opened(package: Package, precision: str, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:

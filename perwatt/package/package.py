@@ -19,7 +19,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 JSON = str | int | float | bool | None | list["JSON"] | dict[str, "JSON"]
 MOST_IMAGES = 64
 MOST_IMAGE_BYTES = 32 << 20
-MOST_LABELS = 1_000_000
+MOST_LABELS = 100_000
 MOST_TEXT = 4096
 MOST_EVIDENCE_BYTES = 4 << 20
 # A name and a version become parts of addresses, file names and metrics.

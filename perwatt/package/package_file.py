@@ -24,7 +24,7 @@ from perwatt.package.preprocessing import ChannelOrder, Interpolation, Preproces
 
 SCHEMA_VERSION = 1
 MANIFEST, MODEL, OUTPUTS = "package.json", "model.onnx", "golden/outputs.npy"
-MOST_MANIFEST_BYTES = 64 << 20
+MOST_MANIFEST_BYTES = 16 << 20
 MOST_OUTPUT_BYTES = 64 << 20
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 

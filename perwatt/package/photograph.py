@@ -8,7 +8,8 @@ colour        samples are taken as they are: embedded ICC profiles are ignored, 
 CMYK          red = (255 - cyan) (255 - black) / 255, green and blue alike, rounded; inverted Adobe files are righted
 palette       its entries; greyscale: the grey in all three channels; 1 bit: black and white
 16 bits       the high byte of each sample, for colour and greyscale alike (PPM: sample * 255 / greatest, rounded)
-transparency  composited over mid grey (128), which normalises to about zero, where black or white would be an edge
+transparency  composited over mid grey (128), which normalises to about zero, where black or white would be an edge;
+              a single colour that a PNG of 16 bits declares transparent is taken as it is
 """
 
 import struct
@@ -75,7 +76,8 @@ def image_header(content: bytes, limits: Limits = LIMITS, name: str = "photograp
 
     Raises PhotographRefused when it is none of the formats, damaged, or beyond a limit.
     """
-    return _opened(content, limits, name)[1]
+    image, frames = _opened(content, limits, name, count=True)
+    return Header("JPEG" if image.format == "MPO" else str(image.format), image.width, image.height, frames)
 
 
 def decode(photo: Photo | bytes | Path, name: str | None = None, limits: Limits = LIMITS) -> Photo:
@@ -90,8 +92,11 @@ def decode(photo: Photo | bytes | Path, name: str | None = None, limits: Limits 
         image = photo
         _check_pixels(*image.size, limits, name)
     else:
-        image, _ = _opened(_content(photo, name), limits, name)
+        image, _ = _opened(_content(photo, name), limits, name, count=limits.most_frames is not None)
     try:
+        if any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+            # Pillow keeps the high byte of the pixels and compares it with the low byte of the transparent colour.
+            image.info.pop("transparency", None)
         return _rgb(ImageOps.exif_transpose(image), name)
     except DAMAGE as error:
         raise _damaged(name, error) from error
@@ -131,7 +136,8 @@ def _content(photo: bytes | Path, name: str) -> bytes:
         raise InputError(f"{name}: expected a readable photograph, got: {error.strerror}; check the file") from error
 
 
-def _opened(content: bytes, limits: Limits, name: str) -> tuple[Photo, Header]:
+def _opened(content: bytes, limits: Limits, name: str, count: bool) -> tuple[Photo, int]:
+    """Return an image that is not decoded yet, and its frames if they are to be counted, which reads the whole file."""
     if len(content) > limits.most_bytes:
         raise PhotographRefused(
             f"{name}: expected a photograph of at most {limits.most_bytes:,} bytes, got {len(content):,}; "
@@ -143,7 +149,7 @@ def _opened(content: bytes, limits: Limits, name: str) -> tuple[Photo, Header]:
         _check_pixels(*canvas, limits, name)
     try:
         image = Image.open(BytesIO(content), formats=limits.formats)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PhotographRefused(
             f"{name}: expected a photograph of at most {limits.most_pixels:,} pixels: {_first_line(error)}", "pixels"
         ) from error
@@ -161,7 +167,7 @@ def _opened(content: bytes, limits: Limits, name: str) -> tuple[Photo, Header]:
         raise _damaged(name, error) from error
     _check_pixels(*image.size, limits, name)
     try:
-        frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+        frames = int(getattr(image, "n_frames", 1)) if count and image.format != "MPO" else 1
         image.seek(0)
     except DAMAGE as error:
         raise _damaged(name, error) from error
@@ -169,8 +175,7 @@ def _opened(content: bytes, limits: Limits, name: str) -> tuple[Photo, Header]:
         raise PhotographRefused(
             f"{name}: expected at most {limits.most_frames} frames, got {frames}; give single pictures", "frames"
         )
-    form = "JPEG" if image.format == "MPO" else str(image.format)
-    return image, Header(form, image.width, image.height, frames)
+    return image, frames
 
 
 def _webp_canvas(content: bytes) -> tuple[int, int] | None:

@@ -62,6 +62,11 @@ class Step:
         """V: floats in one vector register."""
         return self.machine.vector_floats
 
+    @property
+    def in_halves(self) -> bool:
+        """Whether some tensor of the step is stored in FP16 or BF16."""
+        return any(t is not None and t.element != "fp32" for t in (*self.inputs, *self.outputs))
+
     def constant(self, position: int) -> np.ndarray | None:
         """Return input `position` when its value is known, else None."""
         tensor = self.inputs[position] if position < len(self.inputs) else None
@@ -156,6 +161,7 @@ class Algorithm:
     error          expected error of the result: RMS of the error over RMS of the result
     weights        how it stores the weights it packs
     arithmetic     what it computes products in
+    halves         whether it reads and writes blocked tensors stored in FP16 and BF16 too
     """
 
     name: str
@@ -168,3 +174,4 @@ class Algorithm:
     error: Callable[[Step], float] = direct_error
     weights: Element = "fp32"
     arithmetic: Element = "fp32"
+    halves: bool = False

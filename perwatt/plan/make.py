@@ -53,6 +53,8 @@ def candidates(
     smallest: int | None = None
     for algorithm in able:
         reason = algorithm.accepts(step)
+        if reason is None and not algorithm.halves and step.in_halves:
+            reason = "reads and writes fp32 only"
         if reason is not None:
             refused.append((algorithm.name, reason))
             continue

@@ -19,9 +19,10 @@ from perwatt.errors import UnsupportedOperator
 from perwatt.graph import Attribute, Graph, Node
 from perwatt.machine import Machine
 from perwatt.plan.algorithm import Layout, Step, Tensor
+from perwatt.plan.halves import stored_elements
 from perwatt.plan.layouts import layout_of
 from perwatt.plan.levels import Level, images_of, nest, walk
-from perwatt.plan.precision import FP32_NETWORK, Precision
+from perwatt.plan.precision import FP32_NETWORK, Element, Precision
 
 # Activations of a step that the caches shared by all cores surely hold, beside weights and working memory.
 FITS_BYTES = 10 * 2**20
@@ -151,21 +152,23 @@ def _declare(draft: _Draft, name: str, shape: tuple[int, ...], layout: Layout, s
     return name
 
 
-def dense(name: str, shape: tuple[int, ...], layout: Layout, lanes: int) -> Tensor:
+def dense(name: str, shape: tuple[int, ...], layout: Layout, lanes: int, element: Element = "fp32") -> Tensor:
     """Return a tensor that shares its buffer with no other."""
     if layout == "plain":
         return Tensor(name, shape, "plain", prod(shape[1:]), 0)
+    vector = lanes if element == "fp32" else lanes // 2
     if len(shape) == 2:
-        return Tensor(name, shape, "blocked", lanes, shape[0] * lanes)
-    plane = prod(shape[2:]) * lanes
-    return Tensor(name, shape, "blocked", -(-shape[1] // lanes) * plane, plane)
+        return Tensor(name, shape, "blocked", vector, shape[0] * vector, element)
+    plane = prod(shape[2:]) * vector
+    return Tensor(name, shape, "blocked", -(-shape[1] // lanes) * plane, plane, element)
 
 
 def floats(tensor: Tensor, lanes: int) -> int:
-    """Return how many floats a dense tensor fills."""
+    """Return how many floats' room a dense tensor fills."""
     if tensor.layout == "plain":
         return prod(tensor.shape)
-    return tensor.shape[0] * -(-tensor.shape[1] // lanes) * lanes * prod(tensor.shape[2:])
+    vector = lanes if tensor.element == "fp32" else lanes // 2
+    return tensor.shape[0] * -(-tensor.shape[1] // lanes) * vector * prod(tensor.shape[2:])
 
 
 def _add_step(
@@ -319,6 +322,8 @@ def _settle(draft: _Draft, outputs: tuple[str, ...], images: Sequence[int]) -> P
     imagewise = _imagewise_steps(draft, batch)
     levels = nest([_image_bytes(step) for step in draft.steps[:imagewise]], images, batch, FITS_BYTES)
     held = _images_held(draft, levels, batch, {*outputs, *graph.inputs})
+    callers = (*outputs, *graph.inputs)
+    elements = stored_elements(draft.steps, lambda name: _root(draft, name)[0], callers, draft.precision)
     final: dict[str, Tensor] = {}
     places: dict[str, Place] = {}
     buffer_floats: dict[str, int] = {}
@@ -333,14 +338,15 @@ def _settle(draft: _Draft, outputs: tuple[str, ...], images: Sequence[int]) -> P
         def cut(shape: tuple[int, ...], count: int = count) -> tuple[int, ...]:
             return (count, *shape[1:]) if shape and count < batch else shape
 
-        root_final = dense(root_name, cut(root.shape), root.layout, lanes)
+        element = elements.get(root_name, "fp32")
+        root_final = dense(root_name, cut(root.shape), root.layout, lanes, element)
         buffer_floats[root_name] = floats(root_final, lanes)
         offset = block * root_final.block_stride
         if name == root_name or tensor.layout == "plain" or len(tensor.shape) != 4:
-            final[name] = replace(dense(name, cut(tensor.shape), tensor.layout, lanes), shape=tensor.shape)
+            final[name] = replace(dense(name, cut(tensor.shape), tensor.layout, lanes, element), shape=tensor.shape)
         else:
             strides = root_final.image_stride, root_final.block_stride
-            final[name] = Tensor(name, tensor.shape, tensor.layout, *strides)
+            final[name] = Tensor(name, tensor.shape, tensor.layout, *strides, element)
         places[name] = Place(root_name, offset, root_final.image_stride, count)
 
     def seen(tensor: Tensor | None, position: int) -> Tensor | None:

@@ -63,7 +63,7 @@ def compile(
     _check_weights(graph)
     rewritten = apply(graph)
     _check_memory(rewritten, machine, 2 * max((prod(v.shape) * 4 for v in rewritten.values.values()), default=0))
-    placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images), uniform(precision))
+    placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images), uniform(precision, precision))
     inputs = {name: rewritten.values[name] for name in rewritten.inputs}
     outputs = {name: rewritten.values[name] for name in rewritten.outputs}
     considered = consider(placement, KERNELS, workspace_bytes)

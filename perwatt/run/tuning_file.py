@@ -13,7 +13,7 @@ from pathlib import Path
 
 from perwatt import settings
 from perwatt.machine import Machine
-from perwatt.plan import Considered, Placement, Step, Timings
+from perwatt.plan import Considered, Placement, Step, Tensor, Timings
 
 FORMAT = 1
 Results = dict[str, dict[str, float]]
@@ -28,10 +28,15 @@ def path(machine: Machine) -> Path:
 def signature(step: Step) -> str:
     """Return what a step's time depends on: operator, operands' shapes and layouts, attributes, threads."""
     operands = [
-        None if t is None else (t.shape, t.layout, t.name in step.constants) for t in (*step.inputs, *step.outputs)
+        None if t is None else (t.shape, t.layout, t.name in step.constants, *_halves(t))
+        for t in (*step.inputs, *step.outputs)
     ]
     attributes = sorted((key, str(value)) for key, value in step.attributes.items())
     return hashlib.sha256(repr((step.operator, operands, attributes, step.threads)).encode()).hexdigest()[:24]
+
+
+def _halves(tensor: Tensor) -> tuple[str, ...]:
+    return () if tensor.element == "fp32" else (tensor.element,)
 
 
 def _label(algorithm: str, tile: Mapping[str, int]) -> str:

@@ -259,6 +259,7 @@ class Batcher:
     def next_wake_s(self) -> float | None:
         """Return when something changes without an arrival or a finished batch: a request expires, a wait is over."""
         soonest = min((entry[1] for entry in self._heads()), default=inf)
+        soonest = min([soonest, *(part.ticket.deadline_s for part in self._set_out())])
         if soonest == inf:
             return None
         wake = soonest - self.latency.fastest_s()
@@ -389,11 +390,18 @@ class Batcher:
             yield self._queue[place]
             place = bisect_left(self._queue, self._queue[place][0] + 1, key=lambda entry: entry[0])
 
+    def _set_out(self) -> list[Part]:
+        """Return what has left the queue and has not begun: batches to run again, and those behind the running one."""
+        if not self._retries and len(self._flight) < 2:
+            return []
+        behind = [batch.parts for batch in list(self._flight)[1:]]
+        return [part for parts in (*self._retries, *behind) for part in parts if part.ticket.state == "waiting"]
+
     def _drop_late(self, now: float) -> None:
         """Drop what not even the fastest run on record could answer in time."""
         soonest = now + self.latency.fastest_s()
         late = [entry[3] for entry in self._heads() if entry[1] < soonest]
-        late += [part.ticket for parts in self._retries for part in parts if part.ticket.deadline_s < soonest]
+        late += [part.ticket for part in self._set_out() if part.ticket.deadline_s < soonest]
         while late:
             self._dropped += [self._end(ticket, "expired") for ticket in late if ticket.state == "waiting"]
             late = [entry[3] for entry in self._heads() if entry[1] < soonest]

@@ -200,6 +200,7 @@ class Dispatch:
         self._pump()
         if ticket.state == "waiting" and not ticket.taken:
             self._stage(ticket)
+        if not ticket.taken or len(self._flight) > 1:
             self._arm()
         try:
             return await call.future
@@ -225,6 +226,8 @@ class Dispatch:
                 timer.cancel()
         self._turn.leave()
         await self._process.close()
+        self._flight.clear()
+        del self._staging  # it would keep the shared memory alive
 
     # -- batches -------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from perwatt.serve.loaded import Loaded, Run
 # One batch runs, one is committed, one is being filled.
 BUFFERS = 3
 WARMUP_RUNS = 5
-WARMUP_S = 0.3
+WARMUP_S = 0.1
 MOST_WARMUP_RUNS = 30
 _PR_SET_PDEATHSIG = 1
 

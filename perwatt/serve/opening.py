@@ -113,10 +113,22 @@ class Opening:
 
 
 def sources_of(paths: tuple[Path, ...], nulls: tuple[str, ...]) -> Mapping[str, str]:
-    """Return name to source of everything that is to be served. Raises InputError for two of one name."""
+    """Return name to source of everything that is to be served; a folder stands for the packages in it.
+
+    Raises InputError for two of one name and a folder without packages, and what reading a package raises.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found_here = sorted(path.glob("*.perwatt")) if path.is_dir() else [path]
+        if not found_here:
+            raise InputError(
+                f"{path}: expected packages in this folder (*.perwatt), got none; make one with perwatt package"
+            )
+        files += found_here
+    named = [(packages.read(path).name, str(path.resolve())) for path in files]
+    named += [(null_name(shape), NULL + shape) for shape in nulls]
     found: dict[str, str] = {}
-    for name, source in [*((packages.read(path).name, str(path.resolve())) for path in paths),
-                         *((null_name(shape), NULL + shape) for shape in nulls)]:  # fmt: skip
+    for name, source in named:
         if name in found:
             raise InputError(f"expected packages of different names, got {name!r} twice: {found[name]} and {source}")
         found[name] = source

@@ -93,13 +93,13 @@ class ModelProcess:
         self.buffers: tuple[Buffer, ...] = ()
         self.durations_s: dict[int, list[float]] = {}
         self.notes: tuple[str, ...] = ()
-        self.on_done: Callable[[Message], None] = lambda _: None
-        self.on_exit: Callable[[str], None] = lambda _: None
+        self.on_done: Callable[[Message], None] = self._ignore
+        self.on_exit: Callable[[str], None] = self._ignore
         self._process, self._connection, self._memory = process, connection, memory
         self._received = bytearray()
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
-        self._progress: Callable[[str], None] = lambda _: None
+        self._progress: Callable[[str], None] = self._ignore
         self._gone = False
         self._ending: asyncio.Task[None] | None = None
 
@@ -193,12 +193,17 @@ class ModelProcess:
 
     async def close(self, timeout_s: float = 2.0) -> None:
         """Let the process go, by force if it does not within the time; `on_exit` is not called. Twice is harmless."""
-        self.on_exit = lambda _: None
+        self.on_exit = self._ignore
         self._hang_up()
         if self._ending is not None:
             await self._ending
         await _ended(self._process, timeout_s)
-        self.buffers = ()
+        self.on_done = self._ignore
+        self.buffers = ()  # the memory goes with the last array that is a view of it
+
+    @staticmethod
+    def _ignore(_: object) -> None:
+        pass
 
     async def _time_the_way(self) -> None:
         """Add to the warm-up's seconds what a batch takes on its way there and back."""

@@ -18,6 +18,7 @@ from perwatt.errors import OutputError, TrainingError
 from perwatt.package.atomic_file import write_whole
 
 VERSION = 1
+HEAD = "perwatt"
 SUFFIX = ".safetensors"
 # The one before stays until the next is safe, against a disk that lies about what it has written.
 KEPT = 2
@@ -37,12 +38,9 @@ def write(checkpoint: Checkpoint, path: Path) -> int:
     Raises OutputError when it cannot be written, for one because the disk is full; what was there before stays.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    head = {
-        "version": str(VERSION),
-        "values": json.dumps(checkpoint.values, allow_nan=False),
-        "digest": _digest(tensors, checkpoint.values),
-    }
-    content = save(tensors, metadata=head)
+    head = {"version": VERSION, "values": checkpoint.values, "digest": _digest(tensors, checkpoint.values)}
+    # One entry: safetensors writes several in an order that differs from time to time.
+    content = save(tensors, metadata={HEAD: json.dumps(head, allow_nan=False)})
     try:
         write_whole(path, content)
     except OutputError as error:
@@ -54,17 +52,17 @@ def read(path: Path) -> Checkpoint:
     """Return the checkpoint of a file. Raises TrainingError when it is damaged or of another version."""
     try:
         with safe_open(path, framework="pt") as file:
-            head = file.metadata() or {}
+            head = json.loads((file.metadata() or {})[HEAD])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-        if head.get("version") != str(VERSION):
+        if head["version"] != VERSION:
             raise TrainingError(
-                f"{path}: expected a checkpoint of version {VERSION}, got {head.get('version')}; "
+                f"{path}: expected a checkpoint of version {VERSION}, got {head['version']}; "
                 "go on with the perwatt that wrote it"
             )
-        values = json.loads(head["values"])
+        values = head["values"]
         if head["digest"] != _digest(tensors, values):
             raise TrainingError(f"{path}: expected the content that was written, its digest differs; it is damaged")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise TrainingError(f"{path}: expected a checkpoint, got a file that cannot be read: {error}") from error
     return Checkpoint(tensors, values)
 

@@ -87,7 +87,7 @@ class Buffer:
         self.address = self.memory.ctypes.data + self.memory.itemsize * GUARD
 
     def _stored(self, values: np.ndarray) -> np.ndarray:
-        return packed(np.asarray(values, np.float32), self.element)
+        return packed(np.asarray(values, np.float32), self.element).reshape(np.shape(values))
 
     def _loaded(self, memory: np.ndarray) -> np.ndarray:
         return from_bf16(memory) if self.element == "bf16" else memory.astype(np.float32)

@@ -14,7 +14,8 @@ from perwatt.cpu.kernels.convolution import DIRECT, FIRST_LAYER
 from perwatt.cpu.kernels.grouped import GROUPS_JOINED
 from perwatt.plan.algorithm import Algorithm, Packed
 
-PLAIN_SUMS = [a for a in KERNELS if "FusedConv" in a.operators and "winograd" not in a.name and "fft" not in a.name]
+EXACT = [a for a in KERNELS if "FusedConv" in a.operators and a.weights == "fp32"]
+PLAIN_SUMS = [a for a in EXACT if "winograd" not in a.name and "fft" not in a.name]
 WIDEST = lanes_here()[0]
 
 CASES = [

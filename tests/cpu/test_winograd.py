@@ -15,7 +15,7 @@ from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD
 from perwatt.cpu.kernels.winograd_transform import POINTS, transform
 from perwatt.plan.algorithm import Algorithm
 
-ALL = [a for a in KERNELS if "winograd" in a.name]
+ALL = [a for a in KERNELS if "winograd" in a.name and a.weights == "fp32"]
 WIDEST = lanes_here()[0]
 # What a transform may add to rounding, as a multiple of direct convolution's error on the same numbers (root of the
 # mean square). The limit is 10 for what a plan may choose.

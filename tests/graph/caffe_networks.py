@@ -124,7 +124,8 @@ def squeezenet(width: int = 8) -> Net:
     net = Net("squeezenet", inputs={"data": (1, 3, 227, 227)})
     x = net.relu("relu_conv1", net.conv("conv1", "data", 3, 64 // width, 3, stride=2))
     x, channels = net.pool("pool1", x, kernel_size=3, stride=2), 64 // width
-    for fire, (squeeze, expand) in enumerate(((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (64, 256)), start=2):
+    sizes = [(size, 4 * size) for size in (16, 16, 32, 32, 48, 48, 64, 64)]
+    for fire, (squeeze, expand) in enumerate(sizes, start=2):
         squeeze, expand = squeeze // width, expand // width
         s = net.relu(f"fire{fire}/relu_s", net.conv(f"fire{fire}/squeeze1x1", x, channels, squeeze, 1))
         a = net.relu(f"fire{fire}/relu_1", net.conv(f"fire{fire}/expand1x1", s, squeeze, expand, 1))

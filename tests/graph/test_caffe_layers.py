@@ -451,12 +451,18 @@ def test_a_layer_answers_as_in_opencv(name: str, tmp_path: Path) -> None:
         assert difference(one, other.reshape(one.shape)) <= 2 * reach(case)
 
 
+def test_the_readme_names_every_type() -> None:
+    text = " ".join((Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8").split())
+    named = text.split("It knows ", 1)[1].split(". perwatt", 1)[0].replace(" and ", ", ").split(", ")
+    assert set(named) == set(LAYERS) - {"ConvolutionDepthwise", "DepthwiseConvolution"}  # forks' names
+
+
 def test_every_type_has_a_case() -> None:
     beside = {"ConvolutionDepthwise"}  # another name of one that has
     assert set(LAYERS) - beside == {case.type for case in CASES.values()}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_pools_have_caffes_sizes_and_numbers(data: st.DataObject) -> None:
     method = data.draw(st.sampled_from(["MAX", "AVE"]))

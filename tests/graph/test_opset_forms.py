@@ -197,7 +197,9 @@ def test_a_local_function_is_inlined() -> None:
 
 
 def test_a_node_outside_the_table_stays_with_its_shape_and_is_written_back() -> None:
-    model = one_node("ConvTranspose", [(1, 3, 5, 5), WEIGHTS.reshape(3, 4, 3, 2)], 13, strides=[2, 2], auto_pad="SAME_UPPER")
+    model = one_node(
+        "ConvTranspose", [(1, 3, 5, 5), WEIGHTS.reshape(3, 4, 3, 2)], 13, strides=[2, 2], auto_pad="SAME_UPPER"
+    )
     graph = read(model)
     (node,) = unsupported(graph)
     assert (node.operator, node.name) == ("ConvTranspose", "the_node")

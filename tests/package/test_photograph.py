@@ -108,6 +108,15 @@ def test_one_colour_that_is_declared_transparent_shows_grey() -> None:
     np.testing.assert_array_equal(got, [[[MID] * 3, [8] * 3]])
 
 
+@pytest.mark.parametrize("key", [(10, 20, 30), (2570, 5140, 7710), (65535, 0, 1)])
+def test_a_transparent_colour_of_16_bits_is_taken_as_it_is(key: tuple[int, int, int]) -> None:
+    pixels = np.array([[key, (1000, 2000, 60000)]], dtype=np.uint16)
+    got = decoded(png(samples(pixels), 2, 16, RGB, chunk(b"tRNS", struct.pack(">HHH", *key))))
+    np.testing.assert_array_equal(got, pixels >> 8)
+    got = decoded(png(samples(pixels[..., 0]), 2, 16, GREY, chunk(b"tRNS", struct.pack(">H", key[0]))))
+    np.testing.assert_array_equal(got[..., 1], pixels[..., 0] >> 8)
+
+
 def test_one_bit_is_black_and_white() -> None:
     numbers = np.array([[1, 0, 0, 1, 1, 1, 0, 1, 0, 1]], dtype=np.uint8)
     got = decoded(png([np.packbits(row).tobytes() for row in numbers], 10, 1, GREY))

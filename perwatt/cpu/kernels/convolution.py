@@ -20,6 +20,7 @@ from perwatt.cpu.kernels.dense import (
     CACHE_BYTES_PER_S,
     FLOPS_PER_S_AND_LANE,
     MEMORY_BYTES_PER_S,
+    PRODUCTS_AT_ONCE,
     Convolution,
     blocks,
     first_blocks,
@@ -85,8 +86,6 @@ class Slot(IntEnum):
 
 SLOTS = len(Slot)
 MOST_STEPS = 16
-# How many products of a kind pass in the time of one in FP32, for estimates.
-PRODUCTS_AT_ONCE: dict[Element, float] = {"fp32": 1.0, "fp16": 1.9, "bf16": 1.9}
 
 
 @dataclass(frozen=True)
@@ -395,7 +394,7 @@ def _direct(name: str, weights: Element, arithmetic: Element) -> Algorithm:
     return Algorithm(
         name, ("FusedConv",), partial(_accepts_direct, weights, arithmetic), _tiles,
         partial(_seconds, weights, arithmetic), partial(_calls, weights, arithmetic),
-        partial(_scratch_bytes, arithmetic), error, weights, arithmetic,
+        partial(_scratch_bytes, arithmetic), error, weights, arithmetic, True,
     )  # fmt: skip
 
 
@@ -407,5 +406,5 @@ DIRECT_HALF = (
 )
 FIRST_LAYER = Algorithm(
     "first layer", ("FusedConv",), _accepts_first, _tiles, partial(_seconds, "fp32", "fp32"),
-    partial(_calls, "fp32", "fp32"), partial(_scratch_bytes, "fp32"),
+    partial(_calls, "fp32", "fp32"), partial(_scratch_bytes, "fp32"), halves=True,
 )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 
 from perwatt.cpu.kernels.activation import Activation
 from perwatt.plan.algorithm import Step, Tensor
+from perwatt.plan.precision import Element
 
 # Register tiles: rows x columns accumulators, `columns` vectors of weights and one broadcast must fit the registers.
 REGISTERS = {16: 31, 8: 16, 4: 31}
@@ -15,6 +16,8 @@ REGISTERS = {16: 31, 8: 16, 4: 31}
 FLOPS_PER_S_AND_LANE = 6.5e9
 CACHE_BYTES_PER_S = 60e9
 MEMORY_BYTES_PER_S = 12e9
+# How many products of a kind pass in the time of one in FP32, for estimates.
+PRODUCTS_AT_ONCE: dict[Element, float] = {"fp32": 1.0, "fp16": 1.9, "bf16": 1.9}
 
 
 @dataclass(frozen=True)

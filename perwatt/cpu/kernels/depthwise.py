@@ -24,6 +24,7 @@ from perwatt.cpu.kernels.dense import (
     residual_of,
 )
 from perwatt.cpu.kernels.operands import blocked
+from perwatt.cpu.kernels.storage import FP32, Stored, load, store, stored
 from perwatt.cpu.kernels.window import Window
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tile
 
@@ -49,38 +50,45 @@ class Shape:
     window: Window
     activation: Activation = NO_ACTIVATION
     residual: bool = False
+    source: Stored = FP32
+    target: Stored = FP32
+    added: Stored = FP32  # how the residual is stored
 
     @property
     def name(self) -> str:
         """The exported function's name."""
         tail = f"{self.activation.label}{'_residual' if self.residual else ''}"
-        return f"depthwise_{self.window.label}_{tail}_v{self.lanes}"
+        stores = operands.suffix(self.source, self.target, self.added)
+        return f"depthwise_{self.window.label}_{tail}_v{self.lanes}{stores}"
 
 
 def depthwise(shape: Shape) -> Module:
     """Return the module of one depthwise convolution kernel."""
     module, w, lanes = Module(shape.name, shape.lanes), shape.window, shape.lanes
     with module.kernel(shape.name) as k:
-        outside = window.outside_vector(k, 0.0)
-        with window.output_rows(k) as place:
+        target, words, added_words = shape.target, shape.target.words(lanes), shape.added.words(lanes)
+        outside = window.outside_vector(k, 0.0, shape.source)
+        with window.output_rows(k, target) as place:
             weights = k.pointer(Slot.WEIGHTS) + place.block * k.argument(Slot.WEIGHTS_STRIDE)
             bias = k.load(k.pointer(Slot.BIAS), place.block * lanes)
             if shape.residual:
                 residual = k.pointer(Slot.RESIDUAL) + (
                     place.image * k.argument(Slot.RESIDUAL_IMAGE_STRIDE)
                     + place.block * k.argument(Slot.RESIDUAL_BLOCK_STRIDE)
-                    + place.row * k.argument(window.Slot.OUTPUT_WIDTH) * lanes
+                    + place.row * k.argument(window.Slot.OUTPUT_WIDTH) * added_words
                 )
             add_row = partial(_add_row, k, w, weights)
             with window.tiles(k, w) as (pixel, left):
                 for border in (False, True):
                     with window.when_at_border(k, w, left, border):
                         around = outside if border else None
-                        sums = window.kernel_rows(k, w, place, left, around, [bias] * w.outputs, add_row)
+                        start = [bias] * w.outputs
+                        sums = window.kernel_rows(k, w, place, left, around, start, add_row, shape.source)
                         for i, value in enumerate(sums):
                             if shape.residual:
-                                value = value + k.load(residual + pixel * lanes, i * lanes)
-                            k.store(activate(k, value, shape.activation), place.target + pixel * lanes, i * lanes)
+                                value = value + load(k, shape.added, residual + pixel * added_words, i * added_words)
+                            value = activate(k, value, shape.activation)
+                            store(k, target, value, place.target + pixel * words, i * words)
     return module
 
 
@@ -151,6 +159,8 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
         Window(g.kernel[1], g.strides[1], g.dilations[1], tile["outputs"]),
         activation_of(step),
         residual is not None,
+        *operands.storage(step),
+        FP32 if residual is None else stored(residual.element, step.machine),
     )
     strides = (0, 0)
     if residual is not None:
@@ -167,4 +177,4 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     return (Call(shape.name, operands.text(partial(depthwise, shape)), words),)
 
 
-DEPTHWISE = Algorithm("depthwise", ("FusedConv",), _accepts, _tiles, _seconds, _calls)
+DEPTHWISE = Algorithm("depthwise", ("FusedConv",), _accepts, _tiles, _seconds, _calls, halves=True)

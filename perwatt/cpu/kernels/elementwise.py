@@ -17,6 +17,7 @@ import numpy as np
 from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Vector
 from perwatt.cpu.kernels import operands
 from perwatt.cpu.kernels.functions import COPIES, FUNCTIONS, INTERNAL, function_of, numbers
+from perwatt.cpu.kernels.storage import FP32, Stored, load, store, stored
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tensor, Tile, Word
 
 OUTER_AXES = 5
@@ -63,12 +64,14 @@ class Shape:
     numbers: tuple[float, ...]
     plain: bool
     unused_lanes: bool = False  # blocked: the last block has lanes without a channel
+    stores: tuple[Stored, ...] = ()  # blocked: of the operands, then the output; none: FP32 all
 
     @property
     def name(self) -> str:
         """The exported function's name."""
         form = "plain" if self.plain else "unused" if self.unused_lanes else "blocked"
-        return f"elementwise_{self.operator.lower()}_{self.kinds}_{form}_{operands.bits(*self.numbers)}_v{self.lanes}"
+        stem = f"elementwise_{self.operator.lower()}_{self.kinds}_{form}_{operands.bits(*self.numbers)}_v{self.lanes}"
+        return stem + operands.suffix(*self.stores)
 
 
 def elementwise(shape: Shape) -> Module:
@@ -84,6 +87,7 @@ def elementwise(shape: Shape) -> Module:
 
 def _blocked(k: Kernel, shape: Shape) -> None:
     lanes, function = shape.lanes, FUNCTIONS[shape.operator]
+    stores = shape.stores or (FP32,) * (len(shape.kinds) + 1)
     blocks, pixels, chunks = k.argument(Slot.BLOCKS), k.argument(Slot.PIXELS), k.argument(Slot.CHUNKS)
     first, last = k.share(k.argument(Slot.IMAGES) * blocks * chunks)
     with k.loop(first, last) as tasks:
@@ -98,7 +102,7 @@ def _blocked(k: Kernel, shape: Shape) -> None:
             offset = image * k.argument(word + 1) + block * k.argument(word + 2)
             places.append(k.pointer(word) + offset)
             if kind == "v":
-                fixed[i] = k.load(places[i])
+                fixed[i] = load(k, stores[i], places[i])
         y = k.pointer(Slot.OUTPUT) + (
             image * k.argument(Slot.OUTPUT_IMAGE_STRIDE) + block * k.argument(Slot.OUTPUT_BLOCK_STRIDE)
         )
@@ -109,11 +113,12 @@ def _blocked(k: Kernel, shape: Shape) -> None:
                 if kind == "v":
                     values.append(fixed[i])
                 elif kind == "m":
-                    values.append(k.load(places[i], over.index * lanes))
+                    values.append(load(k, stores[i], places[i], over.index * stores[i].words(lanes)))
                 else:
                     values.append(k.broadcast(places[i], over.index * k.argument(Slot.OPERANDS + Slot.WORDS * i + 3)))
             result = function(k, values, shape.numbers)
-            k.store(k.select(in_use, result, 0.0) if shape.unused_lanes else result, y, over.index * lanes)
+            result = k.select(in_use, result, 0.0) if shape.unused_lanes else result
+            store(k, stores[-1], result, y, over.index * stores[-1].words(lanes))
 
 
 def _plain(k: Kernel, shape: Shape) -> None:
@@ -174,6 +179,7 @@ class _Part:
     kind: str
     address: Word
     strides: tuple[int, ...]
+    store: Stored = FP32
 
 
 def _blocked_part(step: Step, tensor: Tensor, out: tuple[int, ...], position: int) -> _Part | str:
@@ -187,16 +193,19 @@ def _blocked_part(step: Step, tensor: Tensor, out: tuple[int, ...], position: in
         return f"operand {tensor.name} has another rank"
     if pixels not in (1, out_pixels) or shape[0] not in (1, out[0]) or shape[1] not in (1, out[1]):
         return f"operand {tensor.name} of shape {shape} is broadcast along single spatial axes"
+    vector, kind = operands.words(tensor, step.lanes), stored(tensor.element, step.machine)
     if len(out) == 2:  # the batch takes the place of the pixels
-        image, pixel, one = 0, step.lanes * (shape[0] > 1), shape[0] == 1 < out[0]
+        image, pixel, one = 0, vector * (shape[0] > 1), shape[0] == 1 < out[0]
         block_stride = tensor.block_stride
     else:
         numbers_ = operands.blocked(tensor, step.lanes)
-        image, pixel, one = numbers_.image_stride * (shape[0] > 1), step.lanes * (pixels > 1), pixels == 1 < out_pixels
+        image, pixel, one = numbers_.image_stride * (shape[0] > 1), vector * (pixels > 1), pixels == 1 < out_pixels
         block_stride = numbers_.block_stride
     if shape[1] == 1 < out[1]:
+        if kind != FP32:
+            return f"operand {tensor.name} has one channel, stored in {tensor.element}"
         return _Part("f", Operand(tensor.name), (image, 0, pixel))
-    return _Part("v" if one else "m", Operand(tensor.name), (image, block_stride, pixel))
+    return _Part("v" if one else "m", Operand(tensor.name), (image, block_stride, pixel), kind)
 
 
 def _packed_part(step: Step, known: np.ndarray, out: tuple[int, ...], position: int) -> _Part:
@@ -226,7 +235,9 @@ def _blocked_call(step: Step, operator: str, given: tuple[float, ...], parts: Se
     if len(step.outputs[0].shape) == 2:
         images, pixels, image_stride = 1, y.images, 0
     kinds = "".join(part.kind for part in parts)
-    shape = Shape(step.lanes, operator, kinds, given, False, y.channels % step.lanes > 0)
+    stores = (*(part.store for part in parts), stored(step.outputs[0].element, step.machine))
+    stores = () if all(kind == FP32 for kind in stores) else stores
+    shape = Shape(step.lanes, operator, kinds, given, False, y.channels % step.lanes > 0, stores)
     chunks = operands.chunks(step, images * y.blocks, max(1, pixels * step.lanes // WORTH_SPLITTING))
     words: list[Word] = [Operand(step.outputs[0].name), images, y.blocks, y.channels, pixels, chunks]
     words += [image_stride, y.block_stride]
@@ -314,7 +325,7 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
             part = _blocked_part(step, tensor, output.shape, i)
             assert isinstance(part, _Part), part
             parts.append(part)
-        own = _Part("m", Operand(output.name), _own_strides(step))
+        own = _Part("m", Operand(output.name), _own_strides(step), stored(output.element, step.machine))
         return tuple(_blocked_call(step, name, n, group) for name, n, group in _groups(operator, given, parts, own))
     tensors = [_plain_operand(step, tensor, i) for i, tensor in enumerate(_inputs(step))]
     mine = (output, Operand(output.name))
@@ -323,7 +334,11 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
 
 def _own_strides(step: Step) -> tuple[int, int, int]:
     y = operands.blocked(step.outputs[0], step.lanes)
-    return (0 if len(step.outputs[0].shape) == 2 else y.image_stride, y.block_stride, step.lanes)
+    return (
+        0 if len(step.outputs[0].shape) == 2 else y.image_stride,
+        y.block_stride,
+        operands.words(step.outputs[0], step.lanes),
+    )
 
 
 def _plain_operand(step: Step, tensor: Tensor, position: int) -> tuple[Tensor, Word]:
@@ -369,4 +384,5 @@ ELEMENTWISE = Algorithm(
     operands.one_tile,
     operands.traffic_seconds,
     _calls,
+    halves=True,
 )

@@ -9,11 +9,12 @@ from math import hypot
 
 import numpy as np
 
-from perwatt.cpu.kernels.convolution import PRODUCTS_AT_ONCE, Shape, convolution
+from perwatt.cpu.kernels.convolution import Shape, convolution
 from perwatt.cpu.kernels.dense import (
     CACHE_BYTES_PER_S,
     FLOPS_PER_S_AND_LANE,
     MEMORY_BYTES_PER_S,
+    PRODUCTS_AT_ONCE,
     activation_of,
     blocks,
     first_blocks,
@@ -172,7 +173,7 @@ def _fully_connected(name: str, weights: Element, arithmetic: Element) -> Algori
 
     return Algorithm(
         name, ("FusedGemm",), partial(_accepts, weights, arithmetic), _tiles, partial(_seconds, weights, arithmetic),
-        partial(_calls, weights, arithmetic), partial(_scratch_bytes, arithmetic), error, weights, arithmetic,
+        partial(_calls, weights, arithmetic), partial(_scratch_bytes, arithmetic), error, weights, arithmetic, True,
     )  # fmt: skip
 
 

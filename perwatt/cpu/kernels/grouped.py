@@ -73,4 +73,6 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     return DIRECT.calls(_expanded(step, True), tile)
 
 
-GROUPS_JOINED = Algorithm("groups joined", ("FusedConv",), _accepts, _tiles, _seconds, _calls, _scratch_bytes)
+GROUPS_JOINED = Algorithm(
+    "groups joined", ("FusedConv",), _accepts, _tiles, _seconds, _calls, _scratch_bytes, halves=True
+)

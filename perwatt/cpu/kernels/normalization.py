@@ -16,6 +16,7 @@ from perwatt.cpu.kernels import operands
 from perwatt.cpu.kernels.activation import exponential
 from perwatt.cpu.kernels.elementary import logarithm
 from perwatt.cpu.kernels.operands import blocked
+from perwatt.cpu.kernels.storage import FP32, Stored, load, store
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tile
 
 
@@ -46,14 +47,15 @@ class PlainSlot(IntEnum):
     INNER = 4
 
 
-def response_name(lanes: int, size: int, three_quarters: bool) -> str:
+def response_name(lanes: int, size: int, three_quarters: bool, source: Stored = FP32, target: Stored = FP32) -> str:
     """Return the name of the kernel that `response` writes."""
-    return f"lrn_{size}_{'three_quarters' if three_quarters else 'any'}_v{lanes}"
+    form = "three_quarters" if three_quarters else "any"
+    return f"lrn_{size}_{form}_v{lanes}{operands.suffix(source, target)}"
 
 
-def response(lanes: int, size: int, three_quarters: bool) -> Module:
+def response(lanes: int, size: int, three_quarters: bool, source: Stored = FP32, target: Stored = FP32) -> Module:
     """Return the kernel of x·(bias + alpha/size·Σ x²)^-beta; `three_quarters` is for beta = 0.75, by square roots."""
-    name = response_name(lanes, size, three_quarters)
+    name = response_name(lanes, size, three_quarters, source, target)
     module = Module(name, lanes)
     before, after = (size - 1) // 2, size // 2
     with module.kernel(name) as k:
@@ -79,9 +81,10 @@ def response(lanes: int, size: int, three_quarters: bool) -> Module:
             in_here = k.lane_range(0, k.minimum_index(left, lanes))
             in_later = k.lane_range(0, left - lanes)
             with k.loop(chunk * pixels // chunks, (chunk + 1) * pixels // chunks) as over_pixels:
-                place = over_pixels.index * lanes
-                value = k.select(in_here, k.load(here, place), 0.0)
-                a, b = k.select(in_earlier, k.load(earlier, place), 0.0), k.select(in_later, k.load(later, place), 0.0)
+                place = over_pixels.index * source.words(lanes)
+                value = k.select(in_here, load(k, source, here, place), 0.0)
+                a = k.select(in_earlier, load(k, source, earlier, place), 0.0)
+                b = k.select(in_later, load(k, source, later, place), 0.0)
                 a, middle, b = a * a, value * value, b * b
                 total = middle
                 for distance in range(1, before + 1):
@@ -93,7 +96,9 @@ def response(lanes: int, size: int, three_quarters: bool) -> Module:
                     result = _over_three_quarters(k, value, s)
                 else:
                     result = value * exponential(k, logarithm(k, s) * power)
-                k.store(k.select(in_here, result, 0.0), y, place)
+                same = source.words(lanes) == target.words(lanes)
+                there = place if same else over_pixels.index * target.words(lanes)
+                store(k, target, k.select(in_here, result, 0.0), y, there)
     return module
 
 
@@ -130,11 +135,12 @@ def _calls_response(step: Step, tile: Tile) -> tuple[Call, ...]:
     size, beta = operands.whole(step, "size"), operands.real(step, "beta")
     numbers = (operands.real(step, "bias"), operands.real(step, "alpha") / size, -beta)
     parameters = Packed("parameters", lambda: np.array(numbers, np.float32))
-    make = operands.text(partial(response, step.lanes, size, beta == 0.75))
+    kind = (step.lanes, size, beta == 0.75, *operands.storage(step))
+    make = operands.text(partial(response, *kind))
     source, _ = operands.data(step)
     x = blocked(source, step.lanes)
     parts = operands.chunks(step, x.images * x.blocks, x.pixels)
-    return (Call(response_name(step.lanes, size, beta == 0.75), make, (*_blocked_words(step, parts), parameters)),)
+    return (Call(response_name(*kind), make, (*_blocked_words(step, parts), parameters)),)
 
 
 def _blocked_words(step: Step, parts: int) -> tuple[int | Operand, ...]:
@@ -273,7 +279,9 @@ def _calls_softmax(step: Step, tile: Tile) -> tuple[Call, ...]:
     return (Call(softmax_name(step.lanes, form, logarithmic), make, words),)
 
 
-LRN = Algorithm("lrn", ("LRN",), _accepts_response, operands.one_tile, operands.traffic_seconds, _calls_response)
+LRN = Algorithm(
+    "lrn", ("LRN",), _accepts_response, operands.one_tile, operands.traffic_seconds, _calls_response, halves=True
+)
 SOFTMAX = Algorithm(
     "softmax", ("Softmax", "LogSoftmax"), _accepts_softmax, operands.one_tile, operands.traffic_seconds, _calls_softmax
 )

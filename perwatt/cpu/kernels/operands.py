@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from perwatt.cpu.ir import Module
+from perwatt.cpu.kernels.storage import FP32, Stored, stored
 from perwatt.plan.algorithm import Step, Tensor, Tile
+from perwatt.plan.precision import ELEMENT_BYTES
 
 # What two cores of today's machines move from and to caches and memory; only the order of magnitude matters here,
 # because the kernels that are estimated with it have no rivals that move other bytes.
@@ -19,7 +21,10 @@ TASKS_PER_THREAD = 4
 
 @dataclass(frozen=True)
 class Blocked:
-    """A blocked tensor in numbers: (image n, block b, pixel p) lies at n·image_stride + b·block_stride + p·V floats."""
+    """A blocked tensor in numbers: (image n, block b, pixel p) lies at n·image_stride + b·block_stride + p·V floats.
+
+    Of halves two count as one float, so a pixel takes V/2.
+    """
 
     images: int
     channels: int
@@ -40,9 +45,14 @@ def blocked(tensor: Tensor, lanes: int) -> Blocked:
     shape = tensor.shape
     blocks = -(-shape[1] // lanes)
     if len(shape) == 2:
-        return Blocked(shape[0], shape[1], blocks, 1, 1, lanes, tensor.block_stride)
+        return Blocked(shape[0], shape[1], blocks, 1, 1, words(tensor, lanes), tensor.block_stride)
     height = math.prod(shape[2:-1])
     return Blocked(shape[0], shape[1], blocks, height, shape[-1], tensor.image_stride, tensor.block_stride)
+
+
+def words(tensor: Tensor, lanes: int) -> int:
+    """Return the floats' room that V numbers of a tensor take."""
+    return lanes if tensor.element == "fp32" else lanes // 2
 
 
 def dense(name: str, shape: tuple[int, ...], lanes: int) -> Tensor:
@@ -51,6 +61,17 @@ def dense(name: str, shape: tuple[int, ...], lanes: int) -> Tensor:
     if len(shape) == 2:
         return Tensor(name, shape, "blocked", lanes, shape[0] * lanes)
     return Tensor(name, shape, "blocked", blocks * pixels * lanes, pixels * lanes)
+
+
+def storage(step: Step) -> tuple[Stored, Stored]:
+    """Return how the first input and the first output are stored."""
+    source, target = data(step)
+    return stored(source.element, step.machine), stored(target.element, step.machine)
+
+
+def suffix(*kinds: Stored) -> str:
+    """Return storage as part of a function's name: nothing where all is FP32."""
+    return "" if all(kind == FP32 for kind in kinds) else "_" + "_to_".join(kind.label for kind in kinds)
 
 
 def pack_channels(values: np.ndarray, lanes: int) -> np.ndarray:
@@ -133,5 +154,6 @@ def one_tile(step: Step) -> tuple[Tile, ...]:
 
 def traffic_seconds(step: Step, tile: Tile) -> float:
     """Estimate a step that is bound by the bytes it moves: every operand once."""
-    floats = sum(math.prod(tensor.shape) for tensor in (*step.inputs, *step.outputs) if tensor is not None)
-    return CALL_SECONDS + 4 * floats / BYTES_PER_SECOND
+    tensors = [tensor for tensor in (*step.inputs, *step.outputs) if tensor is not None]
+    total = sum(math.prod(tensor.shape) * ELEMENT_BYTES[tensor.element] for tensor in tensors)
+    return CALL_SECONDS + total / BYTES_PER_SECOND

@@ -16,6 +16,7 @@ import numpy as np
 from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Vector
 from perwatt.cpu.kernels import operands, window
 from perwatt.cpu.kernels.operands import blocked
+from perwatt.cpu.kernels.storage import FP32, Stored, load, store
 from perwatt.cpu.kernels.window import Geometry, Window
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Step, Tile
 
@@ -47,24 +48,24 @@ class GlobalSlot(IntEnum):
     FACTOR = 9
 
 
-def pooling_name(lanes: int, shape: Window, average: bool) -> str:
+def pooling_name(lanes: int, shape: Window, average: bool, source: Stored = FP32, target: Stored = FP32) -> str:
     """Return the name of the kernel that `pooling` writes."""
-    return f"pool_{'average' if average else 'max'}_{shape.label}_v{lanes}"
+    return f"pool_{'average' if average else 'max'}_{shape.label}_v{lanes}{operands.suffix(source, target)}"
 
 
-def pooling(lanes: int, shape: Window, average: bool) -> Module:
-    """Return the module of one pooling kernel.
+def pooling(lanes: int, shape: Window, average: bool, source: Stored = FP32, target: Stored = FP32) -> Module:
+    """Return the module of one pooling kernel that reads and writes numbers stored so.
 
     The instruction for a maximum loses NaN. So maxima are taken without a thought for it, while a sum of the same
     elements tells whether there was one (or infinities of both signs); only then the tile is done again with care.
     """
-    name = pooling_name(lanes, shape, average)
+    name = pooling_name(lanes, shape, average, source, target)
     module = Module(name, lanes)
     with module.kernel(name) as k:
-        outside = window.outside_vector(k, 0.0 if average else -inf)
-        with window.output_rows(k) as place, window.tiles(k, shape) as (pixel, left):
+        outside = window.outside_vector(k, 0.0 if average else -inf, source)
+        with window.output_rows(k, target) as place, window.tiles(k, shape) as (pixel, left):
             for border in (False, True):
-                tile = _Tile(shape, place, pixel, left, outside if border else None)
+                tile = _Tile(shape, place, pixel, left, outside if border else None, source, target)
                 with window.when_at_border(k, shape, left, border):
                     if average:
                         _average(k, tile)
@@ -82,6 +83,8 @@ class _Tile:
     pixel: Index
     left: Index
     outside: Pointer | None
+    source: Stored
+    target: Stored
 
 
 def _average(k: Kernel, tile: _Tile) -> None:
@@ -113,7 +116,7 @@ def _combined(
         return [*made, *sums]
 
     start = [k.constant(nothing)] * len(columns) + [k.constant(0.0)] * witnesses
-    values = window.kernel_rows(k, shape, tile.place, tile.left, tile.outside, start, add_row)
+    values = window.kernel_rows(k, shape, tile.place, tile.left, tile.outside, start, add_row, tile.source)
     done = dict(zip(columns, values, strict=False))
     outputs = [
         reduce(combine, [done[i * shape.stride + t * shape.dilation] for t in range(shape.taps)])
@@ -123,18 +126,20 @@ def _combined(
 
 
 def _store(k: Kernel, tile: _Tile, outputs: Sequence[Vector]) -> None:
+    words = tile.target.words(k.lanes)
     for i, value in enumerate(outputs):
-        k.store(value, tile.place.target + tile.pixel * k.lanes, i * k.lanes)
+        store(k, tile.target, value, tile.place.target + tile.pixel * words, i * words)
 
 
-def whole_name(lanes: int, average: bool) -> str:
+def whole_name(lanes: int, average: bool, source: Stored = FP32, target: Stored = FP32) -> str:
     """Return the name of the kernel that `whole_map` writes."""
-    return f"pool_whole_{'average' if average else 'max'}_v{lanes}"
+    return f"pool_whole_{'average' if average else 'max'}_v{lanes}{operands.suffix(source, target)}"
 
 
-def whole_map(lanes: int, average: bool) -> Module:
-    """Return the kernel that takes the maximum or the average of whole maps."""
-    name, several = whole_name(lanes, average), GLOBAL_ACCUMULATORS
+def whole_map(lanes: int, average: bool, source: Stored = FP32, target: Stored = FP32) -> Module:
+    """Return the kernel that takes the maximum or the average of whole maps, stored so."""
+    name, several = whole_name(lanes, average, source, target), GLOBAL_ACCUMULATORS
+    words = source.words(lanes)
     module = Module(name, lanes)
     with module.kernel(name) as k:
         combine = (lambda a, b: a + b) if average else k.maximum
@@ -149,13 +154,15 @@ def whole_map(lanes: int, average: bool) -> Module:
             start = [k.constant(0.0 if average else -inf)] * several
             even = pixels // several * several
             with k.loop(0, even, several, carry=start) as pieces:
-                here = x + pieces.index * lanes
-                pieces.carry([combine(value, k.load(here, i * lanes)) for i, value in enumerate(pieces.carried)])
+                here = x + pieces.index * words
+                read = [load(k, source, here, i * words) for i in range(several)]
+                pieces.carry([combine(*pair) for pair in zip(pieces.carried, read, strict=True)])
             with k.loop(even, pixels, carry=[reduce(combine, pieces.results)]) as rest:
-                rest.carry([combine(rest.carried[0], k.load(x, rest.index * lanes))])
+                rest.carry([combine(rest.carried[0], load(k, source, x, rest.index * words))])
             out_image_stride = k.argument(GlobalSlot.OUTPUT_IMAGE_STRIDE)
             place = image * out_image_stride + block * k.argument(GlobalSlot.OUTPUT_BLOCK_STRIDE)
-            k.store(rest.results[0] * factor if average else rest.results[0], k.pointer(GlobalSlot.OUTPUT) + place)
+            result = rest.results[0] * factor if average else rest.results[0]
+            store(k, target, result, k.pointer(GlobalSlot.OUTPUT) + place)
     return module
 
 
@@ -227,8 +234,8 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
             Packed("factors", lambda: _factors(g, ends, include)[0]),
             Packed("kinds", lambda: _factors(g, ends, include)[1]),
         )
-    source = operands.text(partial(pooling, step.lanes, shape, average))
-    return (Call(pooling_name(step.lanes, shape, average), source, (*window.words(step, g), *more)),)
+    kind = (step.lanes, shape, average, *operands.storage(step))
+    return (Call(pooling_name(*kind), operands.text(partial(pooling, *kind)), (*window.words(step, g), *more)),)
 
 
 def _whole_calls(step: Step, average: bool) -> tuple[Call, ...]:
@@ -237,8 +244,8 @@ def _whole_calls(step: Step, average: bool) -> tuple[Call, ...]:
     strides = (x.image_stride, x.block_stride, y.image_stride, y.block_stride)
     factor = Packed("factor", lambda: np.array([1 / x.pixels], np.float32))
     words = (Operand(source.name), Operand(target.name), x.images, x.blocks, x.pixels, *strides, factor)
-    make = operands.text(partial(whole_map, step.lanes, average))
-    return (Call(whole_name(step.lanes, average), make, words),)
+    kind = (step.lanes, average, *operands.storage(step))
+    return (Call(whole_name(*kind), operands.text(partial(whole_map, *kind)), words),)
 
 
 def _accepts_whole(step: Step) -> str | None:
@@ -258,8 +265,10 @@ def _calls_whole(step: Step, tile: Tile) -> tuple[Call, ...]:
     return _whole_calls(step, step.operator in ("GlobalAveragePool", "ReduceMean"))
 
 
-POOLING = Algorithm("pooling", ("MaxPool", "AveragePool"), _accepts, _tiles, operands.traffic_seconds, _calls)
+POOLING = Algorithm(
+    "pooling", ("MaxPool", "AveragePool"), _accepts, _tiles, operands.traffic_seconds, _calls, halves=True
+)
 GLOBAL_POOLING = Algorithm(
     "global pooling", ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax"),
-    _accepts_whole, operands.one_tile, operands.traffic_seconds, _calls_whole,
+    _accepts_whole, operands.one_tile, operands.traffic_seconds, _calls_whole, halves=True,
 )  # fmt: skip

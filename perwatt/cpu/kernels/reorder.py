@@ -15,6 +15,7 @@ from functools import partial
 from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Vector
 from perwatt.cpu.kernels import operands
 from perwatt.cpu.kernels.operands import blocked
+from perwatt.cpu.kernels.storage import FP32, Stored, load, store
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Step, Tile
 
 
@@ -49,17 +50,19 @@ def transpose(k: Kernel, rows: Sequence[Vector]) -> list[Vector]:
     return vectors
 
 
-def square_name(lanes: int, rows: int, to_blocked: bool, short: bool) -> str:
+def square_name(lanes: int, rows: int, to_blocked: bool, short: bool, kind: Stored = FP32) -> str:
     """Return the name of the kernel that `squares` writes."""
-    return f"reorder_{'to' if to_blocked else 'from'}_blocked{'_short' if short else ''}_{rows}_v{lanes}"
+    form = f"{'to' if to_blocked else 'from'}_blocked{'_short' if short else ''}"
+    return f"reorder_{form}_{rows}_v{lanes}{operands.suffix(kind)}"
 
 
-def squares(lanes: int, rows: int, to_blocked: bool, short: bool) -> Module:
+def squares(lanes: int, rows: int, to_blocked: bool, short: bool, kind: Stored = FP32) -> Module:
     """Return the kernel that reorders blocks of `rows` channels (V, or fewer in the last one).
 
-    `short` is for fewer than V pixels; otherwise the last square overlaps the one before it.
+    `short` is for fewer than V pixels; otherwise the last square overlaps the one before it. `kind` is how the blocked
+    side is stored.
     """
-    name = square_name(lanes, rows, to_blocked, short)
+    name, words = square_name(lanes, rows, to_blocked, short, kind), kind.words(lanes)
     module = Module(name, lanes)
     with module.kernel(name) as k:
         x, y, pixels, chunks = k.pointer(0), k.pointer(1), k.argument(Slot.PIXELS), k.argument(Slot.CHUNKS)
@@ -77,39 +80,45 @@ def squares(lanes: int, rows: int, to_blocked: bool, short: bool) -> Module:
             with k.loop(square, (chunk + 1) * squares_of_block // chunks) as over_squares:
                 pixel = k.minimum_index(over_squares.index * lanes, pixels - lanes)
                 if short:
-                    _short_square(k, source, target, pixels, rows, to_blocked)
+                    _short_square(k, source, target, pixels, rows, to_blocked, kind)
                 elif to_blocked:
                     made = transpose(k, [k.load(source + pixel, pixels * row) for row in range(rows)])
                     for number, vector in enumerate(made):
-                        k.store(vector, target + pixel * lanes, number * lanes)
+                        store(k, kind, vector, target + pixel * words, number * words)
                 else:
-                    made = transpose(k, [k.load(source + pixel * lanes, i * lanes) for i in range(lanes)])
+                    made = transpose(k, [load(k, kind, source + pixel * words, i * words) for i in range(lanes)])
                     for row in range(rows):
                         k.store(made[row], target + pixel, pixels * row)
     return module
 
 
-def _short_square(k: Kernel, source: Pointer, target: Pointer, pixels: Index, rows: int, to_blocked: bool) -> None:
-    lanes = k.lanes
+def _short_square(
+    k: Kernel, source: Pointer, target: Pointer, pixels: Index, rows: int, to_blocked: bool, kind: Stored
+) -> None:
+    lanes, words = k.lanes, kind.words(k.lanes)
     if to_blocked:
         made = transpose(k, [k.load_masked(source + pixels * row, pixels) for row in range(rows)])
         for number in range(lanes - 1):
             with k.when(pixels > number):
-                k.store(made[number], target, number * lanes)
+                store(k, kind, made[number], target, number * words)
     else:
-        made = transpose(k, [k.load(source, k.minimum_index(pixels - 1, i) * lanes) for i in range(lanes)])
+        made = transpose(k, [load(k, kind, source, k.minimum_index(pixels - 1, i) * words) for i in range(lanes)])
         for row in range(rows):
             k.store_masked(made[row], target + pixels * row, pixels)
 
 
-def vectors_name(lanes: int, rows: int, to_blocked: bool) -> str:
+def vectors_name(lanes: int, rows: int, to_blocked: bool, source: Stored = FP32, target: Stored = FP32) -> str:
     """Return the name of the kernel that `vectors` writes."""
-    return f"reorder_vectors_{'to' if to_blocked else 'from'}_blocked_{rows}_v{lanes}"
+    form = "to" if to_blocked else "from"
+    return f"reorder_vectors_{form}_blocked_{rows}_v{lanes}{operands.suffix(source, target)}"
 
 
-def vectors(lanes: int, rows: int, to_blocked: bool) -> Module:
-    """Return the kernel that moves single vectors of which `rows` lanes count: one for each image, block and pixel."""
-    name = vectors_name(lanes, rows, to_blocked)
+def vectors(lanes: int, rows: int, to_blocked: bool, kind: Stored = FP32, made: Stored = FP32) -> Module:
+    """Return the kernel that moves single vectors of which `rows` lanes count: one for each image, block and pixel.
+
+    They are stored as `kind` where they come from and as `made` where they go; the plain side is FP32.
+    """
+    name = vectors_name(lanes, rows, to_blocked, kind, made)
     module = Module(name, lanes)
     with module.kernel(name) as k:
         x, y, images, pixels = k.pointer(0), k.pointer(1), k.argument(Slot.IMAGES), k.argument(Slot.PIXELS)
@@ -121,16 +130,16 @@ def vectors(lanes: int, rows: int, to_blocked: bool) -> Module:
             block = tasks.index // pixels
             pixel = tasks.index - block * pixels
             block = block + first_block
-            source = x + (block * k.argument(Slot.BLOCK_STRIDE) + pixel * lanes)
+            source = x + (block * k.argument(Slot.BLOCK_STRIDE) + pixel * kind.words(lanes))
             target = y + (block * pixels + pixel) * out_block_stride
             with k.loop(0, images) as over_images:
                 here, there = source + over_images.index * image_stride, target + over_images.index * out_image_stride
                 if rows == lanes:
-                    k.store(k.load(here), there)
+                    store(k, made, load(k, kind, here), there)
                 elif to_blocked:
-                    k.store(k.load_lanes(here, k.lane_range(0, rows)), there)
+                    store(k, made, k.load_lanes(here, k.lane_range(0, rows)), there)
                 else:
-                    k.store_lanes(k.load(here), there, k.lane_range(0, rows))
+                    k.store_lanes(load(k, kind, here), there, k.lane_range(0, rows))
     return module
 
 
@@ -156,10 +165,13 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     addresses = (Operand(source.name), Operand(target.name))
     if step.operator == "FlattenBlocked":
         x = blocked(source, lanes)
-        words = (x.images, 0, x.blocks, x.pixels, 1, x.image_stride, x.block_stride, lanes, target.block_stride)
-        source_text = operands.text(partial(vectors, lanes, lanes, True))
-        return (Call(vectors_name(lanes, lanes, True), source_text, (*addresses, *words)),)
+        image_words = operands.words(target, lanes)
+        words = (x.images, 0, x.blocks, x.pixels, 1, x.image_stride, x.block_stride, image_words, target.block_stride)
+        form = (lanes, lanes, True, *operands.storage(step))
+        return (Call(vectors_name(*form), operands.text(partial(vectors, *form)), (*addresses, *words)),)
     to_blocked = target.layout == "blocked"
+    stores = operands.storage(step)
+    kind = stores[1] if to_blocked else stores[0]
     maps = blocked(target if to_blocked else source, lanes)
     pixels = maps.pixels
     plain_strides, strides = (maps.channels * pixels, lanes * pixels), (maps.image_stride, maps.block_stride)
@@ -167,16 +179,17 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     calls = []
     for rows, first, blocks in _parts(maps.channels, lanes):
         if pixels == 1:
-            name, make, parts = vectors_name(lanes, rows, to_blocked), partial(vectors, lanes, rows, to_blocked), 1
+            moved, parts = (lanes, rows, to_blocked, *stores), 1
+            name, make = vectors_name(*moved), partial(vectors, *moved)
         else:
             short = pixels < lanes
-            name = square_name(lanes, rows, to_blocked, short)
-            make = partial(squares, lanes, rows, to_blocked, short)
+            turned = (lanes, rows, to_blocked, short, kind)
+            name, make = square_name(*turned), partial(squares, *turned)
             parts = operands.chunks(step, maps.images * blocks, max(1, pixels // (4 * lanes)))
         calls.append(Call(name, operands.text(make), (*addresses, maps.images, first, blocks, pixels, parts, *both)))
     return tuple(calls)
 
 
 REORDER = Algorithm(
-    "reorder", ("Reorder", "FlattenBlocked"), _accepts, operands.one_tile, operands.traffic_seconds, _calls
+    "reorder", ("Reorder", "FlattenBlocked"), _accepts, operands.one_tile, operands.traffic_seconds, _calls, halves=True
 )

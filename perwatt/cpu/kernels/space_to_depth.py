@@ -14,6 +14,7 @@ from perwatt.cpu.ir import Module
 from perwatt.cpu.kernels import winograd_algorithms as winograd
 from perwatt.cpu.kernels.dense import CACHE_BYTES_PER_S, Convolution, blocks, operand, read_convolution
 from perwatt.cpu.kernels.padding import padding
+from perwatt.cpu.kernels.winograd_algorithms import Kind
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tensor, Tile, Word
 
 _PATCHES = "patches"
@@ -105,17 +106,17 @@ def _accepts(outputs: int, taps: int, step: Step) -> str | None:
         return "not a strided square convolution"
     if -(-c.kernel[0] // stride) != taps:
         return f"does not become {taps}x{taps}"
-    return winograd.accepts(outputs, taps, "fused", _derived(step)[1])
+    return winograd.accepts(Kind(outputs, taps, "fused"), _derived(step)[1])
 
 
 def _tiles(outputs: int, taps: int, step: Step) -> list[Tile]:
-    return winograd.tiles(outputs, taps, "fused", _derived(step)[1])
+    return winograd.tiles(Kind(outputs, taps, "fused"), _derived(step)[1])
 
 
 def _seconds(outputs: int, taps: int, step: Step, tile: Tile) -> float:
     c, derived, height, width = _derived(step)
     copied = 4 * c.images * c.channels * height * width
-    return winograd.seconds(outputs, taps, "fused", derived, tile) + 6 * copied / CACHE_BYTES_PER_S / step.threads
+    return winograd.seconds(Kind(outputs, taps, "fused"), derived, tile) + 6 * copied / CACHE_BYTES_PER_S / step.threads
 
 
 def _part_bytes(step: Step) -> tuple[int, int]:
@@ -127,7 +128,7 @@ def _part_bytes(step: Step) -> tuple[int, int]:
 
 
 def _scratch_bytes(outputs: int, taps: int, step: Step, tile: Tile) -> int:
-    return sum(_part_bytes(step)) + winograd.scratch_bytes(outputs, taps, "fused", _derived(step)[1], tile)
+    return sum(_part_bytes(step)) + winograd.scratch_bytes(Kind(outputs, taps, "fused"), _derived(step)[1], tile)
 
 
 def _calls(outputs: int, taps: int, step: Step, tile: Tile) -> tuple[Call, ...]:
@@ -155,7 +156,7 @@ def _calls(outputs: int, taps: int, step: Step, tile: Tile) -> tuple[Call, ...]:
         Call(f"padding_{lanes}", lambda: str(padding(lanes)), frame),
         Call(f"space_to_depth_{stride}_v{lanes}", lambda: str(space_to_depth(lanes, stride)), patch_words),
     ]
-    for call in winograd.calls(outputs, taps, "fused", derived, tile):
+    for call in winograd.calls(Kind(outputs, taps, "fused"), derived, tile):
         moved = tuple(_moved(word, framed_bytes, framed_bytes + patch_bytes) for word in call.words)
         calls.append(replace(call, words=moved))
     return tuple(calls)
@@ -177,7 +178,8 @@ SPACE_TO_DEPTH = tuple(
         partial(_seconds, outputs, taps),
         partial(_calls, outputs, taps),
         partial(_scratch_bytes, outputs, taps),
-        partial(winograd.error, outputs, taps),
+        partial(winograd.error, Kind(outputs, taps, "fused")),
+        halves=True,
     )
     for outputs, taps in ((4, 3), (6, 3), (2, 3), (3, 4), (4, 4))
 )

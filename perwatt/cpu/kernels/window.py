@@ -16,6 +16,7 @@ import numpy as np
 from perwatt.cpu.ir import Index, Kernel, Pointer, Vector
 from perwatt.cpu.kernels import operands
 from perwatt.cpu.kernels.operands import blocked
+from perwatt.cpu.kernels.storage import FP32, Stored, load, store
 from perwatt.plan.algorithm import Operand, Packed, Step, Word
 
 
@@ -78,12 +79,12 @@ class Place:
 
 
 @contextmanager
-def output_rows(k: Kernel) -> Iterator[Place]:
-    """Go over this thread's output rows."""
+def output_rows(k: Kernel, target: Stored = FP32) -> Iterator[Place]:
+    """Go over this thread's output rows; `target` is how the output is stored."""
     blocks, chunks, height = k.argument(Slot.BLOCKS), k.argument(Slot.CHUNKS), k.argument(Slot.OUTPUT_HEIGHT)
     image_stride, block_stride = k.argument(Slot.IMAGE_STRIDE), k.argument(Slot.BLOCK_STRIDE)
     out_image_stride, out_block_stride = k.argument(Slot.OUTPUT_IMAGE_STRIDE), k.argument(Slot.OUTPUT_BLOCK_STRIDE)
-    pitch = k.argument(Slot.OUTPUT_WIDTH) * k.lanes
+    pitch = k.argument(Slot.OUTPUT_WIDTH) * target.words(k.lanes)
     x, y = k.pointer(Slot.INPUT), k.pointer(Slot.OUTPUT)
     first, last = k.share(k.argument(Slot.IMAGES) * blocks * chunks)
     with k.loop(first, last) as tasks:
@@ -92,9 +93,9 @@ def output_rows(k: Kernel) -> Iterator[Place]:
         image = line // blocks
         block = line - image * blocks
         source = x + (image * image_stride + block * block_stride)
-        target = y + (image * out_image_stride + block * out_block_stride)
+        made = y + (image * out_image_stride + block * out_block_stride)
         with k.loop(chunk * height // chunks, (chunk + 1) * height // chunks) as rows:
-            yield Place(image, block, rows.index, source, target + rows.index * pitch)
+            yield Place(image, block, rows.index, source, made + rows.index * pitch)
 
 
 @contextmanager
@@ -107,10 +108,10 @@ def tiles(k: Kernel, window: Window) -> Iterator[tuple[Index, Index]]:
         yield pixel, pixel * window.stride - pad
 
 
-def outside_vector(k: Kernel, value: float) -> Pointer:
-    """Return where a vector lies that stands for every column outside the map."""
-    place = k.scratch(k.lanes)
-    k.store(k.constant(value), place)
+def outside_vector(k: Kernel, value: float, source: Stored = FP32) -> Pointer:
+    """Return where a vector lies, stored as the input is, that stands for every column outside the map."""
+    place = k.scratch(source.words(k.lanes))
+    store(k, source, k.constant(value), place)
     return place
 
 
@@ -124,27 +125,27 @@ def when_at_border(k: Kernel, window: Window, left: Index, border: bool) -> Iter
 
 def kernel_rows(
     k: Kernel, window: Window, place: Place, left: Index, outside: Pointer | None, start: Sequence[Vector],
-    combine: Callable[[list[Vector], Callable[[int], Vector], Index], list[Vector]],
+    combine: Callable[[list[Vector], Callable[[int], Vector], Index], list[Vector]], source: Stored = FP32,
 ) -> list[Vector]:  # fmt: skip
     """Return `start` after `combine(values, column, kernel row)` for each kernel row inside the map.
 
     `column(j)` loads input column j of the tile. Columns outside the map are read at `outside`; None promises that
     there are none.
     """
-    lanes, width = k.lanes, k.argument(Slot.WIDTH)
+    words, width = source.words(k.lanes), k.argument(Slot.WIDTH)
     table, step = k.pointer(Slot.ROWS), k.argument(Slot.ROW_STEP)
     input_row, kernel_row = k.table_entry(table, place.row * 3), k.table_entry(table, place.row * 3 + 1)
-    corner = place.source + (input_row * width + left) * lanes
+    corner = place.source + (input_row * width + left) * words
     there = {}
     if outside is not None:
         there = {j: (left + j >= 0) & (left + j < width) for j in window.columns}
     with k.loop(0, k.table_entry(table, place.row * 3 + 2), carry=start) as rows:
-        here = corner + rows.index * step * width * lanes
+        here = corner + rows.index * step * width * words
 
         def column(j: int) -> Vector:
             if outside is None:
-                return k.load(here, j * lanes)
-            return k.load(k.choose_pointer(there[j], here + j * lanes, outside))
+                return load(k, source, here, j * words)
+            return load(k, source, k.choose_pointer(there[j], here + j * words, outside))
 
         rows.carry(combine(list(rows.carried), column, kernel_row + rows.index))
     return rows.results

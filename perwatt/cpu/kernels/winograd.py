@@ -13,6 +13,8 @@ Layouts, in floats (V lanes, T tiles in a block, C input and K output channels i
   transformed input   [α²][C/V][T][V], with one vector of padding after each of the α² planes against aliasing in L1
   transformed weights [K group][α²][C][columns·V]
   products            [α²][columns][T][V], padded likewise; staged: [α²][K/V][T][V]
+Maps may be stored in halves: transforms convert as they read and write. With BF16 products the transformed input and
+weights are pairs of BF16, the sums and the products stay FP32.
 """
 
 from dataclasses import dataclass
@@ -20,12 +22,13 @@ from enum import IntEnum
 
 from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Whole
 from perwatt.cpu.kernels.activation import NO_ACTIVATION, Activation, activate
-from perwatt.cpu.kernels.tile import multiply
+from perwatt.cpu.kernels.storage import FP32, Numbers, Stored, load, store
+from perwatt.cpu.kernels.tile import FP32_NUMBERS, multiply
 from perwatt.cpu.kernels.winograd_transform import Transform, apply, transform
 
 
 class Slot(IntEnum):
-    """The words of a step's arguments. Strides and offsets count floats."""
+    """The words of a step's arguments. Strides and offsets count floats (of halves, two are one)."""
 
     INPUT = 0
     WEIGHTS = 1
@@ -78,12 +81,21 @@ class Shape:
     activation: Activation = NO_ACTIVATION
     residual: bool = False
     tail: bool = False
+    source: Stored = FP32
+    numbers: Numbers = FP32_NUMBERS
 
     @property
     def stem(self) -> str:
         """The common part of the exported functions' names."""
         tail = f"{self.activation.label}{'_residual' if self.residual else ''}{'_tail' if self.tail else ''}"
+        if self.source != FP32 or self.numbers != FP32_NUMBERS:
+            tail += f"_{self.source.label}{self.numbers.label}"
         return f"winograd_{self.lanes}_f{self.outputs}_{self.taps}_{self.rows}x{self.columns}_{tail}"
+
+    @property
+    def inner(self) -> int:
+        """Words of one vector of the transformed input."""
+        return self.numbers.input.words(self.lanes)
 
     @property
     def plane_padding(self) -> int:
@@ -98,7 +110,7 @@ def winograd_fused(shape: Shape) -> Module:
         tiles, block = k.argument(Slot.TILES), k.argument(Slot.BLOCK)
         v = k.pointer(Slot.SCRATCH) + k.thread * k.argument(Slot.SCRATCH_STRIDE)
         channel_blocks = k.argument(Slot.CHANNEL_BLOCKS)
-        plane = channel_blocks * block * shape.lanes + shape.plane_padding
+        plane = channel_blocks * block * shape.inner + shape.plane_padding
         size = shape.outputs + shape.taps - 1
         m = v + plane * (size * size)
         first, last = k.share((tiles + (block - 1)) // block)
@@ -115,7 +127,7 @@ def winograd_shared(shape: Shape) -> Module:
     module = Module(f"{shape.stem}_shared", shape.lanes)
     with module.kernel(f"{shape.stem}_shared_input") as k:
         tiles, block, channel_blocks = (k.argument(s) for s in (Slot.TILES, Slot.BLOCK, Slot.CHANNEL_BLOCKS))
-        plane = channel_blocks * block * shape.lanes + shape.plane_padding
+        plane = channel_blocks * block * shape.inner + shape.plane_padding
         first, last = k.share(tiles * channel_blocks)
         with k.loop(first, last) as tasks:
             channel = tasks.index // tiles
@@ -124,7 +136,7 @@ def winograd_shared(shape: Shape) -> Module:
             _transform_inputs(k, shape, v, plane, block, 0, tile, tile + 1, channel, channel + 1)
     with module.kernel(f"{shape.stem}_shared_output") as k:
         tiles, block, channel_blocks = (k.argument(s) for s in (Slot.TILES, Slot.BLOCK, Slot.CHANNEL_BLOCKS))
-        plane = channel_blocks * block * shape.lanes + shape.plane_padding
+        plane = channel_blocks * block * shape.inner + shape.plane_padding
         m = k.pointer(Slot.SCRATCH) + k.thread * k.argument(Slot.SCRATCH_STRIDE)
         first, last = k.share(k.argument(Slot.GROUPS))
         _products_and_outputs(k, shape, k.pointer(Slot.TRANSFORMED), plane, m, block, 0, tiles, first, last)
@@ -139,7 +151,7 @@ def winograd_staged(shape: Shape) -> Module:
     with module.kernel(f"{shape.stem}_staged_input") as k:
         tile, count, block = (k.argument(s) for s in (Slot.FIRST_TILE, Slot.TILE_COUNT, Slot.BLOCK))
         channel_blocks = k.argument(Slot.CHANNEL_BLOCKS)
-        plane = channel_blocks * block * lanes + shape.plane_padding
+        plane = channel_blocks * block * shape.inner + shape.plane_padding
         first, last = k.share(count * channel_blocks)
         with k.loop(first, last) as tasks:
             channel = tasks.index // count
@@ -148,9 +160,9 @@ def winograd_staged(shape: Shape) -> Module:
             _transform_inputs(k, shape, v, plane, block, tile, here, here + 1, channel, channel + 1)
     with module.kernel(f"{shape.stem}_staged_products") as k:
         count, block, groups = (k.argument(s) for s in (Slot.TILE_COUNT, Slot.BLOCK, Slot.GROUPS))
-        plane = k.argument(Slot.CHANNEL_BLOCKS) * block * lanes + shape.plane_padding
+        plane = k.argument(Slot.CHANNEL_BLOCKS) * block * shape.inner + shape.plane_padding
         m_plane = k.argument(Slot.OUTPUT_CHANNEL_BLOCKS) * block * lanes + shape.plane_padding
-        panel = k.argument(Slot.GROUP_BLOCKS) * (lanes * shape.columns * lanes)
+        panel = k.argument(Slot.GROUP_BLOCKS) * (shape.inner * shape.columns * shape.numbers.panel_words(lanes))
         first, last = k.share(groups * planes)
         with k.loop(first, last) as tasks:
             number = tasks.index // groups
@@ -190,7 +202,8 @@ def _transform_inputs(
     size = matrices.size
     height, width = k.argument(Slot.HEIGHT), k.argument(Slot.WIDTH)
     x, image_stride, block_stride = k.pointer(Slot.INPUT), k.argument(Slot.IMAGE_STRIDE), k.argument(Slot.BLOCK_STRIDE)
-    half_done, gathered = k.scratch(size * size * lanes), k.scratch(size * size * lanes)
+    source_words, inner = shape.source.words(lanes), shape.numbers.input
+    half_done, gathered = k.scratch(size * size * lanes), k.scratch(size * size * source_words)
     with k.loop(first, last) as over_tiles:
         tile = over_tiles.index
         image, down, across = _place(k, tile)
@@ -199,27 +212,27 @@ def _transform_inputs(
         inside = (top >= 0) & (left >= 0) & (top + size <= height) & (left + size <= width)
         row_first, row_last = k.maximum_index(0 - top, 0), k.minimum_index(height - top, size)
         column_first, column_last = k.maximum_index(0 - left, 0), k.minimum_index(width - left, size)
-        corner = x + (image * image_stride + (top * width + left) * lanes)
-        pitch = k.choose_index(inside, width * lanes, size * lanes)
+        corner = x + (image * image_stride + (top * width + left) * source_words)
+        pitch = k.choose_index(inside, width * source_words, size * source_words)
         with k.loop(first_channel, last_channel) as over_channels:
             channel = over_channels.index
             source = corner + channel * block_stride
             with k.when(inside.equals_false()):
                 for i in range(size * size):
-                    k.store(k.constant(0.0), gathered, i * lanes)
+                    store(k, shape.source, k.constant(0.0), gathered, i * source_words)
                 with k.loop(row_first, row_last) as rows, k.loop(column_first, column_last) as columns:
-                    value = k.load(source, (rows.index * width + columns.index) * lanes)
-                    k.store(value, gathered, (rows.index * size + columns.index) * lanes)
+                    value = load(k, shape.source, source, (rows.index * width + columns.index) * source_words)
+                    store(k, shape.source, value, gathered, (rows.index * size + columns.index) * source_words)
             d = k.choose_pointer(inside, source, gathered)
             for j in range(size):
-                column_values = [k.load(d, pitch * i + j * lanes) for i in range(size)]
+                column_values = [load(k, shape.source, d, pitch * i + j * source_words) for i in range(size)]
                 for i, value in enumerate(apply(k, matrices.input, column_values)):
                     k.store(value, half_done, (i * size + j) * lanes)
-            target = v + (channel * block + (tile - origin)) * lanes
+            target = v + (channel * block + (tile - origin)) * shape.inner
             for i in range(size):
                 row_values = [k.load(half_done, (i * size + j) * lanes) for j in range(size)]
                 for j, value in enumerate(apply(k, matrices.input, row_values)):
-                    k.store(value, target, plane * (i * size + j))
+                    store(k, inner, value, target, plane * (i * size + j))
 
 
 def _products_and_outputs(
@@ -229,7 +242,7 @@ def _products_and_outputs(
     """Multiply tiles [tile, tile + count) with the channel groups' weights and write their outputs."""
     matrices, lanes, columns = transform(shape.outputs, shape.taps), shape.lanes, shape.columns
     planes = matrices.size * matrices.size
-    panel = k.argument(Slot.GROUP_BLOCKS) * (lanes * columns * lanes)
+    panel = k.argument(Slot.GROUP_BLOCKS) * (shape.inner * columns * shape.numbers.panel_words(lanes))
     m_plane = block * (columns * lanes) + shape.plane_padding
     with k.loop(first_group, last_group) as groups:
         weights = k.pointer(Slot.WEIGHTS) + groups.index * panel * planes
@@ -250,8 +263,8 @@ def _products(k: Kernel, shape: Shape, a: Pointer, b: Pointer, m: Pointer, block
     with k.loop(0, (count + (rows - 1)) // rows) as over_rows:
         row = k.minimum_index(over_rows.index * rows, k.maximum_index(block - rows, 0))
         sums = multiply(
-            k, [zero] * (rows * columns), a + row * lanes, b, table, entries,
-            rows=rows, columns=columns, row_stride=lanes, steps=lanes,
+            k, [zero] * (rows * columns), a + row * shape.inner, b, table, entries,
+            rows=rows, columns=columns, row_stride=shape.inner, steps=shape.inner, numbers=shape.numbers,
         )  # fmt: skip
         place = m + row * lanes
         for column in range(columns):
@@ -270,6 +283,7 @@ def _transform_outputs(
     if shape.residual:
         residual_block = k.pointer(Slot.RESIDUAL) + k.table_entry(k.pointer(Slot.RESIDUAL_BLOCKS), block)
     half_done = k.scratch(outputs * size * lanes)
+    words, residual_words = shape.numbers.output.words(lanes), shape.numbers.residual.words(lanes)
     if shape.tail:
         kept = k.lane_range(0, k.argument(Slot.CHANNELS) - block * lanes)
     with k.loop(0, count) as over_tiles:
@@ -279,18 +293,20 @@ def _transform_outputs(
                 k.store(value, half_done, (i * size + j) * lanes)
         image, down, across = _place(k, over_tiles.index + tile)
         top, left = down * outputs, across * outputs
-        place = (top * width + left) * lanes
+        place = (top * width + left) * words
         target = out_block + (image * k.argument(Slot.OUTPUT_IMAGE_STRIDE) + place)
         if shape.residual:
-            other = residual_block + (image * k.argument(Slot.RESIDUAL_IMAGE_STRIDE) + place)
+            residual_place = place if residual_words == words else (top * width + left) * residual_words
+            other = residual_block + (image * k.argument(Slot.RESIDUAL_IMAGE_STRIDE) + residual_place)
         for i in range(outputs):
             with k.when(top + i < height):
                 row_values = [k.load(half_done, (i * size + j) * lanes) for j in range(size)]
                 for j, value in enumerate(apply(k, matrices.output, row_values)):
                     with k.when(left + j < width):
-                        offset = (width * i + j) * lanes
+                        pixel = width * i + j
                         total = value + bias
                         if shape.residual:
-                            total = total + k.load(other, offset)
+                            total = total + load(k, shape.numbers.residual, other, pixel * residual_words)
                         total = activate(k, total, shape.activation)
-                        k.store(k.select(kept, total, 0.0) if shape.tail else total, target, offset)
+                        total = k.select(kept, total, 0.0) if shape.tail else total
+                        store(k, shape.numbers.output, total, target, pixel * words)

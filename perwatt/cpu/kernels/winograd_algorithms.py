@@ -1,7 +1,12 @@
-"""Winograd as algorithms a plan can choose: F(2,3), F(4,3), F(6,3), F(2,5), F(4,5), each fused, shared or staged."""
+"""Winograd as algorithms a plan can choose: F(2,3), F(4,3), F(6,3), F(2,5), F(4,5), each fused, shared or staged.
 
+In halves: F(2,3) with BF16 products, and the smaller tiles with transformed weights stored in FP16. Larger tiles would
+multiply the error of a half (F(4,3) by four), so their transform domain stays FP32; maps may be halves with all.
+"""
+
+from dataclasses import dataclass
 from functools import partial
-from math import prod, sqrt
+from math import hypot, prod, sqrt
 from typing import Literal
 
 import numpy as np
@@ -10,6 +15,7 @@ from perwatt.cpu.kernels.dense import (
     CACHE_BYTES_PER_S,
     FLOPS_PER_S_AND_LANE,
     MEMORY_BYTES_PER_S,
+    PRODUCTS_AT_ONCE,
     Convolution,
     blocks,
     first_blocks,
@@ -23,20 +29,44 @@ from perwatt.cpu.kernels.dense import (
     residual_of,
     residual_offsets,
 )
+from perwatt.cpu.kernels.storage import numbers_of, packed, pairs, reason_against, stored
 from perwatt.cpu.kernels.winograd import Shape, winograd_fused, winograd_shared, winograd_staged
 from perwatt.cpu.kernels.winograd_transform import ERRORS, transform_weights
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tile, Word
+from perwatt.plan.precision import ELEMENT_BYTES, Element, rounding_error
 
 Mode = Literal["fused", "shared", "staged"]
 MODES: tuple[Mode, ...] = ("fused", "shared", "staged")
 # Of one core, between L2 and the cache behind it, for the transforms' scattered planes.
 SPILLED_BYTES_PER_S = 20e9
+# How much more error a rounding of the transformed weights makes than one of the weights themselves; measured.
+AMPLIFIED = {(2, 3): 1.6, (4, 3): 4.1, (2, 5): 4.9}
 
 
-def accepts(outputs: int, taps: int, mode: Mode, step: Step) -> str | None:
+@dataclass(frozen=True)
+class Kind:
+    """F(outputs, taps) in a mode, with weights stored and products computed in these."""
+
+    outputs: int
+    taps: int
+    mode: Mode
+    weights: Element = "fp32"
+    arithmetic: Element = "fp32"
+
+    @property
+    def name(self) -> str:
+        """The algorithm's name."""
+        halves = "" if self.weights == "fp32" else ", fp16 weights" if self.arithmetic == "fp32" else " bf16"
+        return f"winograd F({self.outputs},{self.taps}) {self.mode}{halves}"
+
+
+def accepts(kind: Kind, step: Step) -> str | None:
     """Return why F(outputs, taps) cannot do the step, or None."""
+    outputs, taps, mode = kind.outputs, kind.taps, kind.mode
     if step.constant(1) is None:
         return "the weights are not constant"
+    if reason := reason_against(kind.weights, kind.arithmetic, step):
+        return reason
     if len(step.outputs) > 1:
         return "several outputs"
     if len(operand(step, 0).shape) != 4:
@@ -70,8 +100,9 @@ def _tile_count(c: Convolution, outputs: int) -> int:
     return c.images * down * across
 
 
-def tiles(outputs: int, taps: int, mode: Mode, step: Step) -> list[Tile]:
+def tiles(kind: Kind, step: Step) -> list[Tile]:
     """Return register tiles and blocks of Winograd tiles worth trying, best guess first."""
+    outputs, taps, mode = kind.outputs, kind.taps, kind.mode
     c = read_convolution(step)
     count, each = _tile_count(c, outputs), blocks(c.outputs // c.groups, step.lanes)
     planes = (outputs + taps - 1) ** 2
@@ -116,8 +147,9 @@ def tiles(outputs: int, taps: int, mode: Mode, step: Step) -> list[Tile]:
     return unique[:6]
 
 
-def seconds(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> float:
+def seconds(kind: Kind, step: Step, tile: Tile) -> float:
     """Return the estimated time: products, transforms, and the passage of the weights."""
+    outputs, taps, mode = kind.outputs, kind.taps, kind.mode
     c, lanes = read_convolution(step), step.lanes
     size = outputs + taps - 1
     planes, count = size * size, _tile_count(c, outputs)
@@ -131,9 +163,10 @@ def seconds(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> floa
     loads = max(1.0, 1.6 * (rows + columns) / (rows * columns)) * (1.0 if rows * columns >= 12 else 2.0)
     rate = FLOPS_PER_S_AND_LANE * lanes
     products = 2 * planes * padded * starts * columns * lanes * reduction * loads * balance / (rate * step.threads)
+    products /= PRODUCTS_AT_ONCE[kind.arithmetic]
     # About α additions or multiplications for each of α² values, twice (columns and rows), at half the FMA rate.
     transforms = 4 * planes * size * count * (c.channels + 1.5 * c.outputs) * balance / (rate * step.threads)
-    weights = 4 * planes * reduction * starts * columns * lanes
+    weights = ELEMENT_BYTES[kind.weights] * planes * reduction * starts * columns * lanes
     # A block's passage reads all the weights, from memory the first time, from L2 or the cache behind it afterwards.
     apart = mode != "fused"
     passages = chunks if apart else -(-chunks // step.threads)
@@ -149,18 +182,24 @@ def seconds(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> floa
     return max(products, cache / CACHE_BYTES_PER_S) + spilled / SPILLED_BYTES_PER_S + 0.7 * memory + transforms
 
 
-def _plane_floats(step: Step, c: Convolution, tile: Tile) -> int:
-    return blocks(c.channels, step.lanes) * tile["block"] * step.lanes + step.lanes
+def _plane_floats(step: Step, c: Convolution, tile: Tile, inner: int) -> int:
+    return blocks(c.channels, step.lanes) * tile["block"] * inner + step.lanes
+
+
+def _inner_words(kind: Kind, lanes: int) -> int:
+    """Return the words of one vector of the transformed input."""
+    return lanes // 2 if kind.arithmetic == "bf16" else lanes
 
 
 def _product_floats(step: Step, tile: Tile) -> int:
     return tile["columns"] * tile["block"] * step.lanes + step.lanes
 
 
-def _scratch_layout(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> tuple[int, int]:
+def _scratch_layout(kind: Kind, step: Step, tile: Tile) -> tuple[int, int]:
     """Return (floats of the shared transformed input, floats of each thread's part)."""
-    c, planes = read_convolution(step), (outputs + taps - 1) ** 2
-    transformed, slack = planes * _plane_floats(step, c, tile), 32 * step.lanes
+    c, planes, mode = read_convolution(step), (kind.outputs + kind.taps - 1) ** 2, kind.mode
+    transformed = planes * _plane_floats(step, c, tile, _inner_words(kind, step.lanes))
+    slack = 32 * step.lanes
     if mode == "staged":
         every = blocks(c.outputs, step.lanes) * tile["block"] * step.lanes + step.lanes
         return transformed + slack + planes * every + slack, 0
@@ -169,31 +208,35 @@ def _scratch_layout(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile)
     return (transformed if mode == "shared" else 0), -(-part // 16) * 16
 
 
-def scratch_bytes(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> int:
+def scratch_bytes(kind: Kind, step: Step, tile: Tile) -> int:
     """Return the bytes of transformed input and products, of all threads."""
-    common, part = _scratch_layout(outputs, taps, mode, step, tile)
+    common, part = _scratch_layout(kind, step, tile)
     return 4 * (common + part * step.threads)
 
 
-def calls(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> tuple[Call, ...]:
+def calls(kind: Kind, step: Step, tile: Tile) -> tuple[Call, ...]:
     """Return the kernel calls: one when fused, two when shared, three for each block of tiles when staged."""
+    outputs, taps, mode = kind.outputs, kind.taps, kind.mode
     c, lanes, x, y = read_convolution(step), step.lanes, operand(step, 0), step.outputs[0]
-    tail = c.outputs % lanes > 0
-    shape = Shape(lanes, outputs, taps, tile["rows"], tile["columns"], c.activation, c.residual, tail)
+    tail, inner = c.outputs % lanes > 0, _inner_words(kind, lanes)
+    numbers = numbers_of(step, kind.weights, kind.arithmetic, residual_of(step))
+    source = stored(x.element, step.machine)
+    shape = Shape(lanes, outputs, taps, tile["rows"], tile["columns"], c.activation, c.residual, tail, source, numbers)
     down, across = _tiles_of(c, outputs)
-    common, part = _scratch_layout(outputs, taps, mode, step, tile)
+    common, part = _scratch_layout(kind, step, tile)
     if mode == "staged":  # products lie behind the transformed inputs
-        products_at = 4 * ((outputs + taps - 1) ** 2 * _plane_floats(step, c, tile) + 32 * lanes)
+        products_at = 4 * ((outputs + taps - 1) ** 2 * _plane_floats(step, c, tile, inner) + 32 * lanes)
     else:
         products_at = 4 * common
     starts = first_blocks(c.outputs, c.groups, lanes, tile["columns"])
     group_blocks = blocks(c.channels // c.groups, lanes)
     group_of = starts // blocks(c.outputs // c.groups, lanes)
-    block_floats = tile["block"] * lanes
+    block_floats = tile["block"] * inner
     residual = residual_of(step)
+    label = f"F({outputs},{taps}) {tile['columns']}"
+    label += "" if kind.weights == "fp32" else f" {kind.weights}{' pairs' if numbers.pairs else ''}"
     words: tuple[Word, ...] = (
-        Operand(x.name),
-        Packed(f"F({outputs},{taps}) {tile['columns']}", lambda: _pack(outputs, step, c, starts, tile)),
+        Operand(x.name), Packed(label, lambda: _pack(kind, step, c, starts, tile)),
         Packed("bias", lambda: padded_bias(step, c.outputs, lanes)), Operand(y.name),
         Operand(residual.name) if residual else 0, Scratch(products_at), part, Scratch(),
         Packed(f"winograd table {block_floats}", lambda: np.arange(group_blocks, dtype=np.int64) * block_floats),
@@ -227,40 +270,42 @@ def calls(outputs: int, taps: int, mode: Mode, step: Step, tile: Tile) -> tuple[
     )
 
 
-def _pack(outputs: int, step: Step, c: Convolution, starts: np.ndarray, tile: Tile) -> np.ndarray:
+def _pack(kind: Kind, step: Step, c: Convolution, starts: np.ndarray, tile: Tile) -> np.ndarray:
     """Return transformed weights [group of channels][α²][input channel][columns·V]."""
     lanes, weights = step.lanes, known(step, 1)
     channels = c.channels // c.groups
     padded = blocks(channels, lanes) * lanes
-    transformed = transform_weights(outputs, weights)
+    transformed = transform_weights(kind.outputs, weights)
     planes = transformed.shape[0] ** 2
     full = np.zeros((planes, blocks(c.outputs, lanes) * lanes, padded), np.float32)
     full[:, : c.outputs, :channels] = transformed.reshape(planes, c.outputs, channels)
     panels = [pack_columns(plane, starts, lanes, tile["columns"]) for plane in full]
-    return np.ascontiguousarray(np.stack(panels, axis=1))
+    stacked = np.stack(panels, axis=1)
+    return pairs(stacked) if kind.arithmetic == "bf16" else packed(stacked, kind.weights)
 
 
-def error(outputs: int, taps: int, step: Step) -> float:
-    """Return the expected error: the transforms' own, and that of adding up the channels after space to depth."""
-    channels = operand(step, 1).shape[1] * prod(read_convolution(step).strides)
-    transforms, each = ERRORS[(outputs, taps)]
-    return sqrt(transforms**2 + each**2 * channels)
+def error(kind: Kind, step: Step) -> float:
+    """Return the expected error: the transforms' own, that of adding up the input channels, and that of halves."""
+    size = kind.outputs, kind.taps
+    channels = operand(step, 1).shape[1] * prod(read_convolution(step).strides)  # after space to depth
+    transforms, each = ERRORS[size]
+    exact = sqrt(transforms**2 + each**2 * channels)
+    if kind.weights == "fp32":
+        return exact
+    return hypot(exact, AMPLIFIED[size] * rounding_error(kind.weights, kind.arithmetic))
 
 
-def _algorithm(outputs: int, taps: int, mode: Mode) -> Algorithm:
-    kind = (outputs, taps, mode)
+def _algorithm(kind: Kind) -> Algorithm:
     return Algorithm(
-        f"winograd F({outputs},{taps}) {mode}",
-        ("FusedConv",),
-        partial(accepts, *kind),
-        partial(tiles, *kind),
-        partial(seconds, *kind),
-        partial(calls, *kind),
-        partial(scratch_bytes, *kind),
-        partial(error, outputs, taps),
-    )
+        kind.name, ("FusedConv",), partial(accepts, kind), partial(tiles, kind), partial(seconds, kind),
+        partial(calls, kind), partial(scratch_bytes, kind), partial(error, kind), kind.weights, kind.arithmetic, True,
+    )  # fmt: skip
 
 
 WINOGRAD = tuple(
-    _algorithm(outputs, taps, mode) for outputs, taps in ((2, 3), (4, 3), (6, 3), (2, 5), (4, 5)) for mode in MODES
+    _algorithm(Kind(*size, mode)) for size in ((2, 3), (4, 3), (6, 3), (2, 5), (4, 5)) for mode in MODES
+)  # fmt: skip
+WINOGRAD_HALF = (
+    *(_algorithm(Kind(2, 3, mode, "bf16", "bf16")) for mode in MODES),
+    *(_algorithm(Kind(*size, mode, "fp16")) for size in ((2, 3), (4, 3), (2, 5)) for mode in MODES),
 )

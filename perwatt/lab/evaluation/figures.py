@@ -66,7 +66,8 @@ def figures_of(answers: Answers, labels: np.ndarray, classes: int, reference: An
         theirs = whole(reference.said)
         agreement = wilson(int((theirs == said).sum()), count)
         before = theirs == labels
-        difference = paired_difference(int((before & ~right).sum()), int((right & ~before).sum()), count)
+        cells = (before & right, before & ~right, right & ~before, ~before & ~right)
+        difference = paired_difference(*(int(cell.sum()) for cell in cells))
     return Figures(
         images=count,
         top1=top1,

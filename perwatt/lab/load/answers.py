@@ -18,6 +18,7 @@ TOLERANCE = 1e-3
 # What may differ between two answers to one request: names of the request, and times.
 _VOLATILE = re.compile(r"^(id|parameters|request_id|time|timing|timings|.*_(ms|us|ns|s)|batch_size)$")
 _HEADER_LENGTH = re.compile(rb"\r\ninference-header-content-length:[ \t]*(\d{1,12})", re.IGNORECASE)
+_OCTETS = re.compile(rb"\r\ncontent-type:[ \t]*application/octet-stream", re.IGNORECASE)
 _SCORES = ("score", "probability", "confidence", "value")
 _DTYPES = {
     "FP32": "<f4", "FP64": "<f8", "FP16": "<f2", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
@@ -35,8 +36,10 @@ class Reading:
 
 
 def read(head: bytes, body: bytes) -> Reading | None:
-    """Return what an answer says: JSON, or JSON with binary tensors behind it; None when it is neither."""
+    """Return what an answer says: JSON, JSON with binary tensors behind it, or bare float32; None for all else."""
     found = _HEADER_LENGTH.search(head)
+    if found is None and _OCTETS.search(head):
+        return Reading((), np.frombuffer(body, "<f4").astype(np.float64), {}) if len(body) % 4 == 0 and body else None
     length = int(found[1]) if found else len(body)
     try:
         content: Any = json.loads(body[:length])
@@ -164,6 +167,7 @@ class Judge:
             return RIGHT
         reading = read(head, body)
         if reading is not None and self._same(expected, reading):
+            self.bodies[shot] = body  # the next one is often the same, byte for byte
             return RIGHT
         if reading is None:
             return WRONG
@@ -176,6 +180,13 @@ class Judge:
             got = reading.numbers[:size] if reading.numbers.size >= size else reading.numbers
             return got.size == size > 0 and _near(expected.numbers, got, self.tolerance)
         return agree(expected, reading, self.tolerance)
+
+    def extended(self, like: Sequence[int | None]) -> "Judge":
+        """Return a judge of more shots behind these: each has the expected answer of the one it is like, or none."""
+        made = Judge(0, self.tolerance)
+        made.expected = [*self.expected, *(None if number is None else self.expected[number] for number in like)]
+        made.bodies = [*self.bodies, *(b"" for _ in like)]
+        return made
 
     def known(self) -> int:
         """Return how many shots have an expected answer."""

@@ -11,6 +11,7 @@ from perwatt.lab.record import Estimate
 from perwatt.lab.statistics import paired_ratio
 
 CALM_S = 1.0
+UNEXPECTED = ("wrong", "stranger", "rejected", "failed", "other")
 NOT_ANSWERED = ("unanswered", "broken", "unconnected", "unfinished")
 GROWTH_S = 600.0
 
@@ -119,7 +120,7 @@ def _held_ratio(record: LoadRecord, of: Sequence[str]) -> Found:
 def _unexpected(record: LoadRecord, of: Sequence[str]) -> Found:
     """Answers of those labels that neither were good nor say that the server is busy."""
     runs = [run for label in of for run in _runs(record, label)]
-    names = ("wrong", "stranger", "rejected", "failed", "other")
+    names = UNEXPECTED
     return (
         (float(sum(run.figures.outcomes.get(name, 0) for run in runs for name in names)), None, None)
         if (runs)

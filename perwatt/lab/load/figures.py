@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +32,7 @@ LATENESS_SHARE = 0.1
 LATENESS_S = 1e-3
 MOST_GENERATOR_SHARE = 0.9  # of one core, for the generator is one thread
 SLICES = 10
+MOST_TOLD = 5
 _NUMBER = {name: number for number, name in enumerate(OUTCOMES)}
 _WITHOUT_STATUS = {
     generator.UNANSWERED: "unanswered",
@@ -95,7 +97,7 @@ def figures_of(run: Run, shots: Sequence[ShotFacts]) -> RunFigures:
         generator_cost_s=run.processor_s / max(len(names), 1),
         kept_up=kept_up,
         kept_up_reason=reason,
-        warnings=tuple(_warnings(run, samples, names)),
+        warnings=tuple(_warnings(run, samples, names, shots)),
     )
 
 
@@ -119,11 +121,11 @@ def outcomes(samples: Samples, shots: Sequence[ShotFacts], within_s: float | Non
     found[ok & (samples.verdict == WRONG)] = _NUMBER["wrong"]
     found[ok & (samples.verdict == STRANGER)] = _NUMBER["stranger"]
     for number, shot in enumerate(shots):
-        if 200 in shot.expects:
+        if shot.expects == (200,):
             continue
-        mine = samples.shot == number
-        found[mine & np.isin(status, shot.expects)] = _NUMBER["hostile"]
-        found[mine & ok & ~np.isin(status, shot.expects)] = _NUMBER["wrong"]  # what had to be refused was answered
+        mine, meant = samples.shot == number, np.isin(status, shot.expects)
+        found[mine & meant & ~ok] = _NUMBER["hostile"]
+        found[mine & ok & ~meant] = _NUMBER["wrong"]  # what had to be refused was answered
     return found
 
 
@@ -224,7 +226,7 @@ def _quantile(values: np.ndarray, percentile: float) -> float | None:
     return float(np.percentile(values, percentile)) if len(values) else None
 
 
-def _warnings(run: Run, samples: Samples, names: np.ndarray) -> list[str]:
+def _warnings(run: Run, samples: Samples, names: np.ndarray, shots: Sequence[ShotFacts]) -> list[str]:
     found = []
     waited = int(np.sum(samples.sent_ns - samples.released_ns > 1e6))
     if waited > 0.01 * len(names) and run.connections >= run.connections_limit:
@@ -233,4 +235,9 @@ def _warnings(run: Run, samples: Samples, names: np.ndarray) -> list[str]:
     wrong = judged - int(np.sum(samples.verdict == RIGHT))
     if wrong:
         found.append(f"{wrong} of {judged} checked answers are wrong")
+    odd = np.isin(names, [_NUMBER[name] for name in claims.UNEXPECTED])
+    counts = Counter(zip(samples.shot[odd].tolist(), samples.status[odd].tolist(), strict=True))
+    told = [f"{shots[shot].name} got {status} ({count}x)" for (shot, status), count in counts.most_common(MOST_TOLD)]
+    if told:
+        found.append(", ".join(told) + (", ..." if len(counts) > MOST_TOLD else ""))
     return found

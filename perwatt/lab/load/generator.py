@@ -29,6 +29,7 @@ UNANSWERED, BROKEN, UNCONNECTED, LEFT, UNFINISHED = -1, -2, -3, -4, -5
 # What a judge says of an answer's body.
 UNJUDGED, RIGHT, WRONG, STRANGER = 0, 1, 2, 3
 SWEEP_S = 0.05
+AFTER_REFUSAL_S = 0.05
 # Servers close idle connections after some seconds (uvicorn: 5); a request sent into such a close would be lost.
 IDLE_LIMIT_S = 2.0
 _NEVER = -1
@@ -152,6 +153,8 @@ class Generator:
         progress: Callable[[float], None] | None = None,
     ) -> Outcome:
         """Keep `concurrency` requests under way for `seconds`, each due when the one before on its lane was answered.
+
+        After a refusal it is due AFTER_REFUSAL_S later.
 
         The server sets the pace, so this measures its throughput and, with one lane, its bare cost; as a latency under
         load it would hide queueing. `draw` returns the number of the next shot.
@@ -330,8 +333,10 @@ class Generator:
             self._free(connection)
         else:
             connection.abort()
-        if lane_over:
+        if lane_over and status == 200:
             self._next_of_lane()
+        elif lane_over:  # whoever is refused does not ask again at once
+            asyncio.get_running_loop().call_later(AFTER_REFUSAL_S, self._next_of_lane)
         if self.judge is not None and status == 200:
             self.verdict[index] = self.judge(self.shot_of[index], head, body)
         if self.outstanding == 0:
@@ -359,8 +364,7 @@ class Generator:
         self.status[index] = status
         self.outstanding -= 1
         if self.draw is not None:
-            # A server that refuses every connection must not be asked a million times a second.
-            asyncio.get_running_loop().call_later(0.01, self._next_of_lane)
+            asyncio.get_running_loop().call_later(AFTER_REFUSAL_S, self._next_of_lane)
         self._end_if_done()
 
     def _end_if_done(self) -> None:

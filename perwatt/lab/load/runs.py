@@ -15,7 +15,7 @@ from perwatt.errors import InputError
 from perwatt.lab.bench import Progress, commit
 from perwatt.lab.load import figures
 from perwatt.lab.load.answers import Judge
-from perwatt.lab.load.generator import Client, Endpoint, Generator, Outcome, fine_loop
+from perwatt.lab.load.generator import UNANSWERED, Client, Endpoint, Generator, Outcome, fine_loop
 from perwatt.lab.load.record import Checking, Claim, LoadRecord, Run, RunFigures, Search, Series, Target, pack_samples
 from perwatt.lab.load.schedule import poisson
 from perwatt.lab.load.shot import Shot
@@ -24,6 +24,7 @@ from perwatt.lab.record import Photograph
 from perwatt.machine import this_machine
 
 Report = Callable[[Progress], None]
+ATTEMPTS = 10  # to ask alone
 _NO_FIGURES = RunFigures.model_construct()  # until they are computed
 
 
@@ -150,33 +151,37 @@ def asked_alone(prepared: Prepared, settings: Settings, bench: Bench, tolerance:
     """
     judge = Judge(len(prepared.shots), tolerance)
     count = len(prepared.shots) if keep else min(len(prepared.shots), 3)
-    said: dict[int, tuple[int, bytes]] = {}
-
-    def look(shot: int, head: bytes, body: bytes) -> int:
-        said[shot] = (200, body)
-        return judge.learn(shot, head, body)
-
     bench.report(Progress("ask once for each photograph, alone", 0.0, settings.seconds))
     for number in range(count):
-        outcome = _run(_one(prepared.endpoint, prepared.shots[number], number, settings, look))
-        status = int(outcome.samples.status[0]) if len(outcome.samples.status) else 0
-        if outcome.stopped:
-            raise KeyboardInterrupt
-        if status != 200 and 200 in prepared.shots[number].expects:
-            shot = prepared.shots[number]
+        shot = prepared.shots[number]
+        for attempt in range(ATTEMPTS):
+            outcome = _run(_one(prepared.endpoint, shot, number, settings, judge.learn))
+            if outcome.stopped:
+                raise KeyboardInterrupt
+            status = int(outcome.samples.status[0])
+            # Who is busy may be asked again; any other refusal is an answer.
+            if status not in (429, 503, 504, UNANSWERED):
+                break
+            time.sleep(0.1 * attempt)
+        if status != 200:
             raise InputError(
                 f"{shot.name}: expected status 200 from {prepared.target.url}, asked alone, got "
                 f"{status if status > 0 else 'no answer'}; see what the server says with curl --data-binary"
             )
     if not keep:
         return None
+    known, distinct = judge.known(), judge.distinct()
+    before = bench.checking
     bench.checking = Checking(
-        source="the server, asked alone", tolerance=tolerance, shots=judge.known(), distinct=judge.distinct()
+        source="the server, asked alone",
+        tolerance=tolerance,
+        shots=known + (before.shots if before else 0),
+        distinct=distinct + (before.distinct if before else 0),
     )
-    if bench.checking.distinct < bench.checking.shots:
+    if distinct < known:
         bench.notes.append(
-            f"only {bench.checking.distinct} of {bench.checking.shots} expected answers differ from all others: "
-            "among the rest a swapped answer would not be seen"
+            f"{prepared.target.name}: only {distinct} of {known} expected answers differ from all others: among the "
+            "rest a swapped answer would not be seen"
         )
     return judge
 

@@ -18,7 +18,7 @@ FIRST_LANES = 32
 SATURATION_S = 3.0
 REST_S = 0.5
 # Enough that one request in a hundred is a handful: a p99 of fewer is one bad moment.
-FEWEST_REQUESTS = fewest_runs(99.0, 3)
+FEWEST_REQUESTS = fewest_runs(99.0, 1)
 _FIRST = 0.8  # of the saturated rate: arrivals are uneven, and a queue needs room for that
 _GROW = 1.5
 LONGEST_PROBE_S = 120.0

@@ -87,14 +87,14 @@ def prepare(where: Address, asking: Asking, photos: Sequence[Path], seed: int, n
     """
     plain = (*asking.headers, *_deadline(asking))
     server, models = _asked(where, asking)
-    tensors = asking.tensors or where.path.endswith("/infer")
+    binary = asking.tensors or where.path.endswith("/infer")
     shots: list[Shot] = []
     used: dict[str, Photograph] = {}
-    if tensors:
+    if binary:
         for model in models:
             path = where.path or f"/v2/models/{quote(model)}/infer"
             facts = _metadata(where, path, asking)
-            made, photographs = _tensors(facts, photos, seed)
+            made, photographs = tensors(facts, photos, seed)
             used |= {photo.sha256: photo for photo in photographs}
             for number, tensor in enumerate(made):
                 shots.append(tensor_shot(path, where.host, facts, tensor, f"tensor {number}", model, plain))
@@ -113,7 +113,7 @@ def prepare(where: Address, asking: Asking, photos: Sequence[Path], seed: int, n
         name=name,
         url=where.url,
         server=server,
-        payload="tensors" if tensors else "photographs",
+        payload="tensors" if binary else "photographs",
         options=options,
         shots=tuple(map(shot_facts, shots)),
     )
@@ -204,7 +204,7 @@ def _metadata(where: Address, path: str, asking: Asking) -> Mapping[str, Any]:
     return dict(found)
 
 
-def _tensors(
+def tensors(
     facts: Mapping[str, Any], photos: Sequence[Path], seed: int
 ) -> tuple[list[np.ndarray], tuple[Photograph, ...]]:
     """Return different inputs of batch 1: crops of photographs for an image network, else normal random numbers."""

@@ -1,0 +1,160 @@
+"""Whatever would stop a run later is found before its first step, before its folder is made, and told in one line."""
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from picture_folders import class_folders, encoded
+
+from perwatt import cli
+from perwatt.data.look import look
+from perwatt.errors import DataError, InputError, OutputError, TrainingError
+from perwatt.networks import build
+from perwatt.train import request
+from perwatt.train.recipe import Recipe, recipe_for
+from perwatt.train.request import Request, load, prepared_data, require_space, save, start
+
+RECIPE = recipe_for("quick", "squeezenet1.1", grey=False, epochs=1, batch=4)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERWATT_CACHE", str(tmp_path / "cache"))
+
+
+def asked(data: Path, **changes: object) -> Request:
+    whole: dict[str, object] = {"network": "squeezenet1.1", "size": 64, "recipe": RECIPE, "seed": 1}
+    return Request(data=str(data), out=data.parent / "run", **{**whole, **changes})  # type: ignore[arg-type]
+
+
+def test_a_good_set_is_split_and_remembered(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", {"cat": 12, "dog": 30})
+    data, digests = prepared_data(asked(root), look)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 38, "validation": 4}
+    same, again = prepared_data(asked(root, digests=digests), look)
+    assert again == digests
+    assert same.split("train").pictures == data.split("train").pictures
+    (root / "cat" / "003.png").write_bytes(encoded(0, 99))
+    with pytest.raises(TrainingError, match="that the run in"):
+        prepared_data(asked(root, digests=digests), look)
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ({"cat": 4, "dog": 1}, "1 of 'dog'"),
+        ({"cat": 4, "dog": 0}, "none of 'dog'"),
+        ({"cat": 9}, "at least 2 classes"),
+        ({"cat": 0, "dog": 0}, "found none"),
+    ],
+)
+def test_classes_that_cannot_be_learned_are_named(tmp_path: Path, counts: dict[str, int], told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        prepared_data(asked(class_folders(tmp_path / "set", counts)), look)
+
+
+def test_a_class_of_one_is_refused_beside_a_validation_split_too(tmp_path: Path) -> None:
+    class_folders(tmp_path / "set" / "train", {"cat": 4, "dog": 1})
+    class_folders(tmp_path / "set" / "val", {"cat": 1, "dog": 1}, first=50)
+    with pytest.raises(DataError, match="1 of 'dog'"):
+        prepared_data(asked(tmp_path / "set"), look)
+
+
+def test_broken_pictures_are_named_or_left_out_when_asked(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set", {"cat": 6, "dog": 3})
+    (root / "cat" / "002.png").write_bytes(encoded(0, 2)[:-30])
+    with pytest.raises(DataError, match=r"1 broken.*002\.png.*--skip-broken"):
+        prepared_data(asked(root), look)
+    data, _ = prepared_data(asked(root, skip_broken=True), look)
+    assert sum(len(split) for split in data.splits.values()) == 8
+    for number in (0, 1):
+        (root / "dog" / f"{number:03d}.png").write_bytes(b"")
+    with pytest.raises(DataError, match="1 of 'dog'"):  # what is left is checked too
+        prepared_data(asked(root, skip_broken=True), look)
+
+
+def test_a_size_too_small_for_the_network_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"size.*at least"):
+        start(asked(tmp_path / "set", size=8), 2)
+
+
+def test_a_size_gives_the_network_and_its_preprocessing(tmp_path: Path) -> None:
+    begin = start(asked(tmp_path / "set", size=64), 3)
+    assert begin.graph.values["data"].shape == (1, 3, 64, 64)
+    assert begin.graph.values["prob"].shape == (1, 3)
+    assert begin.preprocessing.size == (64, 64)
+    assert begin.preprocessing.resize_to == round(256 * 64 / 227)
+
+
+def test_googlenet_learns_with_auxiliary_answers_and_is_deployed_without(tmp_path: Path) -> None:
+    begin = start(asked(tmp_path / "set", network="googlenet", size=64), 3)
+    assert len(begin.graph.outputs) == 3
+    assert begin.deployed.outputs == ("prob",)
+
+
+def test_no_disk_space_is_told_with_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    graph = build("squeezenet1.1", classes=2, size=64)
+    weights = sum(array.nbytes for array in graph.constants.values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1, 1, 5 * weights + (32 << 20)))
+    with pytest.raises(OutputError, match=r"MiB of disk.*are free"):
+        require_space(asked(tmp_path / "set"), graph)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1, 1, 20 * weights + (32 << 20)))
+    require_space(asked(tmp_path / "set"), graph)
+
+
+def test_a_gpu_that_is_not_there_and_halves_on_a_cpu_are_refused() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="there is none"):
+            request.require_device("cuda", RECIPE)
+    with pytest.raises(InputError, match="fp32 on a CPU"):
+        request.require_device("cpu", Recipe(precision="bf16"))
+    with pytest.raises(InputError, match="cpu, cuda"):
+        request.require_device("tpu", RECIPE)
+
+
+def test_a_request_comes_back_as_it_was(tmp_path: Path) -> None:
+    whole = asked(tmp_path / "set", skip_broken=True, digests={"train": "ab"}, package=Path("start.perwatt"), size=None)
+    save(whole)
+    assert load(whole.out) == (whole, torch.__version__)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"version": 1}', '{"version": 1, "request": {}, "torch": 1}']
+)
+def test_a_damaged_run_file_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / request.RUN_FILE).write_text(content)
+    with pytest.raises(TrainingError, match=r"run\.json"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "a data set"),
+        (["{set}"], "--network"),
+        (["{set}", "--network", "lenett"], "--network"),
+        (["{set}", "--network", "squeezenet1.1", "--size", "4"], "size"),
+        (["{set}", "--network", "squeezenet1.1", "--recipe", "fast"], "recipe"),
+        (["{set}", "--network", "squeezenet1.1", "--batch", "6", "--accumulate", "4"], "divides"),
+        (["{set}", "--network", "squeezenet1.1", "--precision", "bf16"], "fp32 on a CPU"),
+        (["{set}", "--from", "{set}/none.perwatt"], "none.perwatt"),
+        (["nowhere", "--network", "squeezenet1.1"], "nowhere"),
+        (["--resume"], "--out"),
+        (["--resume", "--out", "{set}"], "run.json"),
+    ],
+)
+def test_the_command_line_says_it_in_one_line_and_makes_no_folder(
+    tmp_path: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = class_folders(tmp_path / "set", {"cat": 4, "dog": 4})
+    out = [] if "--resume" in arguments else ["--out", str(tmp_path / "run")]
+    device = ["--device", "cpu"] if arguments and "--resume" not in arguments else []
+    code = cli.run(["train", *(each.format(set=root) for each in arguments), *out, *device])
+    lines = capsys.readouterr().err.splitlines()
+    assert code == cli.EXIT_USER
+    assert len(lines) == 1
+    assert told in lines[0]
+    assert not (tmp_path / "run").exists()
