@@ -17,13 +17,15 @@ class Level:
     images: int
 
 
-def nest(tensor_bytes: Sequence[int], images: Sequence[int], batch: int, fits_bytes: int) -> tuple[Level, ...]:
+def nest(
+    tensor_bytes: Sequence[int], weight_bytes: Sequence[int], images: Sequence[int], batch: int, fits_bytes: int
+) -> tuple[Level, ...]:
     """Return the levels of the first `len(tensor_bytes)` steps, the innermost first.
 
-    `tensor_bytes`: bytes of activations that each step reads and writes for one image. `images`: the parts of the
-    batch, each a divisor of the next larger one and of the batch; others are left out. The largest part is taken all
-    the way; a level inside ends with the last step whose activations do not fit into `fits_bytes` at the part size of
-    the level around it.
+    `tensor_bytes`: bytes of activations that each step reads and writes for one image, `weight_bytes`: of its weights.
+    `images`: the parts of the batch, each a divisor of the next larger one and of the batch; others are left out. The
+    largest part is taken all the way; a level inside ends where least bytes come from memory: before its end weights
+    are read again for every part, behind it activations that exceed `fits_bytes` are written out and read back.
     """
     found: list[Level] = []
     end, outer = len(tensor_bytes), batch
@@ -31,7 +33,9 @@ def nest(tensor_bytes: Sequence[int], images: Sequence[int], batch: int, fits_by
         if part < 1 or outer % part:
             continue
         if depth:
-            end = max((p + 1 for p in range(end) if tensor_bytes[p] * outer > fits_bytes), default=0)
+            spilled = [outer * each if outer * each > fits_bytes else 0 for each in tensor_bytes]
+            again = [(outer // part - 1) * each for each in weight_bytes]
+            end = min(range(end + 1), key=lambda p: sum(again[:p]) + sum(spilled[p:end]))
         if end and part < outer:
             found.append(Level(end, part))
         outer = part

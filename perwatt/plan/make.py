@@ -17,8 +17,8 @@ MOST_CANDIDATES = 12
 # The second sweep times so many more tiles of so many algorithms.
 PURSUED, PURSUED_TILES = 2, 3
 # How much larger the whole network's expected rounding error may be than that of direct FP32 arithmetic by usual
-# kernels (algorithm.USUAL_RUN). The built-in networks' logits come out at 0.8 to 2.8 times ONNX Runtime's error: later layers
-# average out part of what the model adds up.
+# kernels (algorithm.USUAL_RUN). The built-in networks' logits come out at 0.8 to 2.8 times ONNX Runtime's error: later
+# layers average out part of what the model adds up.
 ERROR_BUDGET = 5.0
 
 

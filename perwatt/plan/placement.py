@@ -320,7 +320,8 @@ def _settle(draft: _Draft, outputs: tuple[str, ...], images: Sequence[int]) -> P
     graph, lanes = draft.graph, draft.lanes
     batch = batch_of(graph)
     imagewise = _imagewise_steps(draft, batch)
-    levels = nest([_image_bytes(step) for step in draft.steps[:imagewise]], images, batch, FITS_BYTES)
+    first = draft.steps[:imagewise]
+    levels = nest([_image_bytes(s) for s in first], [_weight_bytes(s) for s in first], images, batch, FITS_BYTES)
     held = _images_held(draft, levels, batch, {*outputs, *graph.inputs})
     callers = (*outputs, *graph.inputs)
     elements = stored_elements(draft.steps, lambda name: _root(draft, name)[0], callers, draft.precision)
@@ -370,6 +371,11 @@ def _image_bytes(step: Step) -> int:
     """Return the bytes of activations that a step reads and writes for one image."""
     tensors = (t for t in (*step.inputs, *step.outputs) if t is not None and t.name not in step.constants)
     return sum(4 * prod(t.shape[1:]) for t in tensors)
+
+
+def _weight_bytes(step: Step) -> int:
+    """Return the bytes of a step's constants, four times for the 3x3 and larger windows that Winograd transforms."""
+    return sum(a.nbytes * (4 if a.ndim == 4 and min(a.shape[2:]) > 1 else 1) for a in step.constants.values())
 
 
 def _images_held(draft: _Draft, levels: Sequence[Level], batch: int, callers: set[str]) -> dict[str, int]:

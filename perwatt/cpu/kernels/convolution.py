@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from math import hypot
+from math import hypot, prod
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from perwatt.cpu.kernels.dense import (
     FLOPS_PER_S_AND_LANE,
     MEMORY_BYTES_PER_S,
     PRODUCTS_AT_ONCE,
+    SPILLED_BYTES_PER_S,
     Convolution,
     blocks,
     first_blocks,
@@ -241,7 +242,16 @@ def _tiles(step: Step) -> list[Tile]:
         found.append((waste * (1 + 0.15 * loads), {"rows": rows, "columns": columns}))
     found.sort(key=lambda pair: pair[0])
     shapes = [tile for _, tile in found[:6]]
+    # Every tile of pixels reads a panel again: of long sums a narrower one may be all that stays in L2.
+    narrow = [tile for _, tile in found if _panel_floats(step, c, tile) * 8 <= (step.machine.l2_bytes or 1 << 20)]
+    shapes += [tile for tile in narrow[:2] if tile not in shapes]
     return [{**tile, **chunks} for tile in shapes for chunks in _chunkings(step, c, tile)]
+
+
+def _panel_floats(step: Step, c: Convolution, tile: Tile) -> int:
+    """Return the weights that one register tile reads."""
+    depth = blocks(c.channels // c.groups, step.lanes) * step.lanes * prod(c.kernel)
+    return depth * tile["columns"] * step.lanes
 
 
 def _chunkings(step: Step, c: Convolution, tile: Tile) -> list[Tile]:
@@ -268,7 +278,8 @@ def _seconds(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> f
     waste = -(-pixels // rows) * rows / pixels * (-(-each // columns) * columns * step.lanes * c.groups / c.outputs)
     if operand(step, 0).layout == "blocked":
         waste *= blocks(c.channels, step.lanes) * step.lanes / c.channels
-    loads = max(1.0, 1.6 * (rows + columns) / (rows * columns)) * (1.0 if rows * columns >= 12 else 2.0)
+    loads = max(1.0, 1.6 * (rows + columns) / (rows * columns)) * (1.0 if rows * columns >= 12 else 1.3)
+    loads *= 1.0 if rows * columns >= 7 else 2.0
     tasks = tile["pixel_chunks"] * tile["group_chunks"] * c.images
     balance = -(-tasks // step.threads) * step.threads / tasks
     arithmetic_s = 2 * c.multiply_adds * waste * loads * balance / (FLOPS_PER_S_AND_LANE * step.lanes * step.threads)
@@ -277,6 +288,10 @@ def _seconds(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> f
     traffic = weight_bytes / MEMORY_BYTES_PER_S / min(step.threads, 2) * (0.5 if c.images > 1 else 1.0)
     reread = weight_bytes * (tile["pixel_chunks"] * c.images if tile["pixels_outside"] else 1)
     cache = reread / CACHE_BYTES_PER_S / step.threads
+    panel = _panel_floats(step, c, tile) * ELEMENT_BYTES[weights]
+    if 2 * panel > (step.machine.l2_bytes or 1 << 20):
+        runs = c.images * -(-pixels // rows) * (1 if c.pointwise else c.out_height)
+        cache += weight_bytes * runs / SPILLED_BYTES_PER_S / step.threads
     copied = 2 * c.images * c.channels * c.height * c.width * 4 / CACHE_BYTES_PER_S
     copy = copied if any(c.pads) or _converted(arithmetic, operand(step, 0)) else 0.0
     return max(arithmetic_s, cache) + 0.5 * traffic + copy

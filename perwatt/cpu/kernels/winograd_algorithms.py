@@ -16,6 +16,7 @@ from perwatt.cpu.kernels.dense import (
     FLOPS_PER_S_AND_LANE,
     MEMORY_BYTES_PER_S,
     PRODUCTS_AT_ONCE,
+    SPILLED_BYTES_PER_S,
     Convolution,
     blocks,
     first_blocks,
@@ -37,8 +38,6 @@ from perwatt.plan.precision import ELEMENT_BYTES, Element, rounding_error
 
 Mode = Literal["fused", "shared", "staged"]
 MODES: tuple[Mode, ...] = ("fused", "shared", "staged")
-# Of one core, between L2 and the cache behind it, for the transforms' scattered planes.
-SPILLED_BYTES_PER_S = 20e9
 # How much more error a rounding of the transformed weights makes than one of the weights themselves; measured.
 AMPLIFIED = {(2, 3): 1.6, (4, 3): 4.1, (2, 5): 4.9}
 
