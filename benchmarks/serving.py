@@ -62,10 +62,10 @@ class Given:
         return self.seconds or (quick_s if self.quick else usual_s)
 
 
-def tensors_of(bench: Bench, server: Launched, model: str, seed: int, name: str | None = None) -> Prepared:
-    """Return requests with tensors for one model of a perwatt server, kept by the bench."""
-    asking = Asking(models=(model,), tensors=True)
-    made = prepare(address(server.url), asking, find_photographs(None), seed, name or model)
+def tensors_of(bench: Bench, server: Launched, model: str | None, seed: int, name: str | None = None) -> Prepared:
+    """Return requests with tensors for one model of a perwatt server, or for its only one; the bench keeps them."""
+    asking = Asking(models=() if model is None else (model,), tensors=True)
+    made = prepare(address(server.url), asking, find_photographs(None), seed, name or model or "server")
     target = made.target.model_copy(update={"options": {**made.target.options, **server.options}})
     made = Prepared(made.endpoint, made.shots, target, made.photographs)
     bench.add_target(made)
@@ -205,14 +205,13 @@ def raw_tensors(bench: Bench, server: Launched, size: tuple[int, int], seed: int
 def overload(bench: Bench, given: Given) -> None:
     """Three times capacity for a minute, then half of it."""
     seconds, after_s = given.lasting(60, 4), 4.0 if given.quick else 10.0
-    package = package_of(given.network)
     limit_ms = f"{1000 * given.p99_s:g}"
-    command = perwatt_serve(str(package), "--p99", limit_ms, "--max-batch", str(MOST_BATCH))
+    command = perwatt_serve(*served(given.network), "--p99", limit_ms, "--max-batch", str(MOST_BATCH))
     with (
         launched(command, {"network": given.network, "p99 limit": f"{limit_ms} ms"}) as server,
         Watch(server, bench.now_s, 0.25) as watch,
     ):
-        prepared = tensors_of(bench, server, packages.read(package).name, given.seed)
+        prepared = tensors_of(bench, server, None, given.seed, given.network)
         judge = asked_alone(prepared, Settings(seconds, given.seed), bench, CHECK_TOLERANCE, keep=True)
         brief = Settings(2.0 if given.quick else 15.0, given.seed)
         patient = patiently(bench, prepared, server, given.seed)
@@ -237,9 +236,16 @@ def overload(bench: Bench, given: Given) -> None:
     ]  # fmt: skip
 
 
+def served(network: str) -> tuple[str, ...]:
+    """Return what `perwatt serve` is told: a built-in network's package, or null:3x32x32@5, which sleeps 5 ms."""
+    if network.startswith("null:"):
+        return "--null", network.removeprefix("null:")
+    return (str(package_of(network)),)
+
+
 def patiently(bench: Bench, prepared: Prepared, server: Launched, seed: int) -> Prepared:
     """Return the same requests with a deadline that none misses: what they are answered at is the capacity."""
-    asking = Asking(models=(prepared.target.name,), tensors=True, deadline_s=PATIENCE_S)
+    asking = Asking(tensors=True, deadline_s=PATIENCE_S)
     made = prepare(address(server.url), asking, find_photographs(None), seed, f"{prepared.target.name}, patient")
     bench.add_target(made)
     return made

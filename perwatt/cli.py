@@ -314,8 +314,13 @@ def check(record: RecordArgument) -> None:
     from perwatt.lab.evaluation.record_file import is_evaluation
     from perwatt.lab.load import command as load_test
     from perwatt.lab.load.record_file import is_load_test
-    from perwatt.lab.record_file import load
+    from perwatt.lab.record_file import load, read_fields
+    from perwatt.train.record import check_file, is_training
 
+    if is_training(read_fields(record)):
+        if check_file(read_fields(record), str(record)):
+            raise typer.Exit(EXIT_FAULT)
+        return
     if is_load_test(record) or is_evaluation(record):
         kind = load_test if is_load_test(record) else evaluation
         if kind.check_file(record):

@@ -1,12 +1,15 @@
 """The command import. Every room is loaded inside its command, as in cli.py."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
 from perwatt.errors import InputError
+
+SLOW_BYTES = 64 << 20  # what takes longer than a second or two is announced
 
 
 def caffe(
@@ -34,6 +37,9 @@ def caffe(
 
     if mean_as not in ("image", "values"):
         raise InputError(f"mean-as: expected image or values, got {mean_as!r}")
+    size = caffemodel.stat().st_size if caffemodel.is_file() else 0
+    if size > SLOW_BYTES:
+        print(f"reading {size / 1e6:,.0f} MB of weights and writing them as ONNX", file=sys.stderr, flush=True)
     converted = convert(
         prototxt,
         caffemodel,

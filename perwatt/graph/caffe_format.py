@@ -66,7 +66,16 @@ ENUMS: Mapping[str, Mapping[str, int]] = {
     "Phase": {"TRAIN": 0, "TEST": 1},
     "ShareMode": {"STRICT": 0, "PERMISSIVE": 1},
     "OldType": {name: number for name, (number, _) in OLD_TYPES.items()},
-    "Engine": {"DEFAULT": 0, "CAFFE": 1, "CUDNN": 2},
+    # Forks have more, under numbers of their own; which library computes a layer does not change what it means.
+    "Engine": {
+        "DEFAULT": 0,
+        "CAFFE": 1,
+        "CUDNN": 2,
+        "LIBDNN": 103,
+        "INTEL_SPATIAL": 104,
+        "MKL2017": 105,
+        "MKLDNN": 106,
+    },
     "PoolMethod": {"MAX": 0, "AVE": 1, "STOCHASTIC": 2},
     "RoundMode": {"CEIL": 0, "FLOOR": 1},
     "NormRegion": {"ACROSS_CHANNELS": 0, "WITHIN_CHANNEL": 1},

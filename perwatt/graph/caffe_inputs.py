@@ -65,7 +65,7 @@ def read_shape(layer: Layer, channels: int | None) -> tuple[int, ...] | None:
     sizes = (given.crop_size, given.crop_size)
     if layer.type == "ImageData" and not given.crop_size:
         sizes = (layer.parameters.image_data_param.new_height, layer.parameters.image_data_param.new_width)
-    if given.force_gray:
+    if given.force_gray or (layer.type == "ImageData" and not layer.parameters.image_data_param.is_color):
         channels = 1
     elif given.force_color or len(given.mean_value) > 1:
         channels = 3

@@ -182,6 +182,7 @@ class _Writing:
         inputs = tuple(self.tensors[making] for making in self.wiring.reads[place])
         here = self.followers.get(place)
         if here is not None:  # a Scale that its BatchNorm took in
+            here.check_all_asked()
             self.tensors[place, 0] = inputs[0]
             self._row(here, inputs)
             return

@@ -16,8 +16,20 @@ from perwatt.graph.caffe_format import ENUMS, STRANGE, text_message
 
 # ResNet-152 takes 60 kB.
 MOST_BYTES = 4 * 2**20
-MOST_STRANGE = 100
+MOST_STRANGE = 200
+MOST_WORK_BYTES = 32 * 2**20  # each unknown field costs another reading
 MOST_LAYERS = 20_000
+# Fields of NVIDIA's fork that choose number formats and algorithms, which does not change what a network means.
+HARMLESS = frozenset(
+    {
+        f"{prefix}{way}_{what}"
+        for prefix in ("", "default_")
+        for way in ("forward", "backward")
+        for what in ("type", "math")
+    }
+    | {"cudnn_math_override", "conv_algos_override", "cudnn_convolution_algo_seeker", "default_cudnn_math_override"}
+    | {"default_conv_algos_override", "global_grad_scale", "global_grad_scale_adaptive", "reduce_buckets", "debug"}
+)
 SOLVER_FIELDS = {"net", "train_net", "test_net", "base_lr", "lr_policy", "max_iter", "solver_mode", "snapshot_prefix"}
 
 _UNKNOWN = re.compile(r'Message type "[^"]*" has no field named "([^"]*)"')
@@ -38,7 +50,9 @@ def parse(path: Path) -> Any:
         )
     text = data.decode("utf-8-sig", "replace")  # comments in other encodings are common, and harmless
     last = ""
-    for _ in range(MOST_STRANGE):
+    for attempt in range(MOST_STRANGE):
+        if attempt * len(text) > MOST_WORK_BYTES:
+            break
         try:
             network = text_format.Parse(text, text_message("NetParameter"))
         except text_format.ParseError as error:
@@ -54,8 +68,8 @@ def parse(path: Path) -> Any:
         else:
             return _checked(network, path)
     raise NetworkError(
-        f"{path}: expected a Caffe network, got more than {MOST_STRANGE} fields that Caffe does not have, the last "
-        f"is {last!r}; is it another kind of file?"
+        f"{path}: expected a Caffe network, got {attempt} fields or more that Caffe does not have, the last is "
+        f"{last!r}; is it another kind of file?"
     )
 
 
@@ -112,7 +126,8 @@ def _offset(text: str, line: int, column: int) -> int:
 def _noted(text: str, start: int, name: str, line: int) -> str:
     """Return the text in which a note stands in the place of the field that begins at `start`."""
     end = _end_of_field(text, start + len(name))
-    return f'{text[:start]}{STRANGE}: "{line} {name}" {chr(10) * text.count(chr(10), start, end)}{text[end:]}'
+    note = "" if name in HARMLESS else f'{STRANGE}: "{line} {name}" '
+    return f"{text[:start]}{note}{chr(10) * text.count(chr(10), start, end)}{text[end:]}"
 
 
 def _end_of_field(text: str, start: int) -> int:

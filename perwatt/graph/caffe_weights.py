@@ -165,7 +165,7 @@ def _unpacked(parts: Any, kind: str, where: str) -> np.ndarray:
     arrays = [np.frombuffer(part, kind) for part in parts]
     whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, which `compile` warns of
-        return whole.astype(np.float32)
+        return whole.astype(np.float32, copy=False)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -159,7 +159,7 @@ def _conv(inputs: list[Any], attributes: Mapping[str, Any]) -> np.ndarray:
     total = np.zeros((len(x), filters, *sizes), dtype=x.dtype)
     part = np.empty_like(total)
     for row, column, seen in _taps(x, weights.shape[2:], attributes, 0.0):
-        tap = weights[:, :, row, column]
+        tap = np.ascontiguousarray(weights[:, :, row, column])  # BLAS takes no other
         if depth == 1:
             repeated = np.repeat(seen, filters // group, axis=1) if filters > group else seen
             np.multiply(repeated, tap.reshape(1, filters, 1, 1), out=part)

@@ -20,8 +20,8 @@ from perwatt.errors import InputError
 from perwatt.serve.latency import LatencyTable, Objective
 from perwatt.serve.pressure import Pressure
 from perwatt.serve.schedule import Schedule
+from perwatt.serve.ticket import Batch, Part, State, Ticket
 
-State = Literal["waiting", "done", "failed", "expired", "cancelled"]
 Reason = Literal["queue_full", "too_many_images", "deadline"]
 MOST_RETRY_AFTER_S = 30.0
 # A table that was not fed for so long is doubted: a free engine then takes one request that only the fastest run on
@@ -31,6 +31,8 @@ DOUBT_AFTER_S = 1.0
 _PACE_SHARE = 0.1
 # Waiting for more images must save at least this share of the joules of each.
 _WORTH_WAITING = 0.05
+# Every so many batches a size that was not used for long is measured again, if enough images wait.
+_TRY_EVERY = 16
 
 
 @dataclass(frozen=True)
@@ -58,46 +60,6 @@ class Refusal:
     retry_after_s: float | None = None
 
 
-class Ticket:
-    """One request that was let in. `payload` is the caller's own; the rest is the batcher's."""
-
-    __slots__ = ("answered", "arrived_s", "deadline_s", "images", "key", "payload", "priority", "state", "taken")
-
-    def __init__(
-        self, number: int, images: int, arrived_s: float, deadline_s: float, priority: int, payload: Any
-    ) -> None:
-        self.images, self.arrived_s, self.deadline_s, self.priority = images, arrived_s, deadline_s, priority
-        self.payload = payload
-        self.key = (priority, deadline_s, number)
-        self.taken = 0
-        self.answered = 0
-        self.state: State = "waiting"
-
-    @property
-    def number(self) -> int:
-        """Counts the requests in order of arrival."""
-        return self.key[2]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Images `first` .. `first + count - 1` of a request, as they lie in a batch."""
-
-    ticket: Ticket
-    first: int
-    count: int
-
-
-class Batch:
-    """What the engine runs at once: parts of requests, in order, padded to a compiled size."""
-
-    __slots__ = ("bound_s", "expected_s", "images", "parts", "size", "started_s")
-
-    def __init__(self, parts: tuple[Part, ...], images: int, size: int, started_s: float) -> None:
-        self.parts, self.images, self.size, self.started_s = parts, images, size, started_s
-        self.expected_s = self.bound_s = 0.0
-
-
 class Batcher:
     """The queue in front of one engine. Not for several threads at once.
 
@@ -122,7 +84,7 @@ class Batcher:
         self._flight: deque[Batch] = deque()
         self._dropped: list[Ticket] = []
         self._schedule: Schedule | None = None
-        self._next_number = 0
+        self._next_number = self._taken = 0
         self._fed_s = clock()
         self._pace_images = self._pace_s = 0.0
         self.pressure = Pressure(latency, most)
@@ -442,6 +404,9 @@ class Batcher:
     def _how_many(self, now: float) -> int:
         """Return how many images the next batch carries: as the objective wants, if nobody becomes late by it."""
         wanted = self._wanted(now)
+        self._taken += 1
+        if self._taken % _TRY_EVERY == 0:
+            wanted = self.latency.stalest(min(self.queued_images, self._most)) or wanted
         if self._queue[0][1] == inf and self._queue[-1][0] == self._queue[0][0]:
             return wanted  # one priority, no deadlines
         start_s = now + self._free_in_s(now)

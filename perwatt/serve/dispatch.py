@@ -19,13 +19,14 @@ import numpy as np
 
 from perwatt.errors import EngineError, InputError, PerwattError, Refused
 from perwatt.serve import channel
-from perwatt.serve.batcher import Batch, Batcher, Limits, Refusal, Ticket
+from perwatt.serve.batcher import Batcher, Limits, Refusal
 from perwatt.serve.channel import Message
 from perwatt.serve.fairness import Cores
 from perwatt.serve.latency import LatencyTable
 from perwatt.serve.process import ModelProcess, Source
 from perwatt.serve.service import Answer, TensorFacts
 from perwatt.serve.staging import Call, Staging, laid
+from perwatt.serve.ticket import Batch, Ticket
 
 # A batch is handed over so long before the running one should end: what a busy event loop may be late by.
 LEAD_S = 0.003

@@ -26,6 +26,11 @@ TAIL_OF_FEW = 1.25
 _MOVED = 0.03
 # Where two sizes contradict each other, one that was not observed for so many batches counts half.
 _STALE_AFTER = 10
+# A size that was not observed for so many batches is worth a try, if it promises this share of the best pace; what was
+# known of it shrinks to a few samples, so that new ones count.
+_TRY_AFTER = 64
+_WORTH_TRYING = 0.7
+_KEPT_OF_STALE = 4
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class _Samples:
         self.latest.append(seconds)
         insort(self.ordered, seconds)
 
+    def forget(self, kept: int) -> None:
+        while len(self.latest) > kept:
+            del self.ordered[bisect_left(self.ordered, self.latest.popleft())]
+
     def quantile(self, share: float) -> float:
         return self.ordered[max(0, ceil(share * len(self.ordered)) - 1)]
 
@@ -106,9 +115,12 @@ class LatencyTable:
         """Add the duration of a batch that ran at one of the sizes; raises InputError for what cannot be one."""
         if size not in self._samples or not (isfinite(seconds) and seconds >= 0):
             raise InputError(f"expected a duration of a batch of {self.sizes}, got {seconds!r} s for {size}")
-        self._samples[size].add(max(seconds, 1e-9))
+        samples = self._samples[size]
+        if self._observed - samples.last > _TRY_AFTER:
+            samples.forget(_KEPT_OF_STALE)
+        samples.add(max(seconds, 1e-9))
         self._observed += 1
-        self._samples[size].last = self._observed
+        samples.last = self._observed
         if all(samples.ordered for samples in self._samples.values()):
             self._draw()
 
@@ -172,6 +184,20 @@ class LatencyTable:
         if objective == "energy" and not self.has_joules:
             objective = "throughput"
         return self._first[objective][min(images, self._horizon)]
+
+    def stalest(self, images: int) -> int | None:
+        """Return the size up to so many images that is most worth measuring again, or None: all that matter are fresh.
+
+        What the plans do not use they learn nothing about; one bad warm-up must not rule a size out for ever.
+        """
+        paces = {size: size / self._expected[size] for size in self.sizes}
+        enough = _WORTH_TRYING * max(paces.values())
+        stale = [
+            (self._samples[size].last, size)
+            for size in self.sizes
+            if size <= images and paces[size] >= enough and self._observed - self._samples[size].last > _TRY_AFTER
+        ]
+        return min(stale)[1] if stale else None
 
     @property
     def has_joules(self) -> bool:

@@ -8,9 +8,9 @@ from asyncio import Future
 
 import numpy as np
 
-from perwatt.serve.batcher import Part, Ticket
 from perwatt.serve.channel import Buffer
 from perwatt.serve.service import Answer
+from perwatt.serve.ticket import Part, Ticket
 
 
 class Call:

@@ -118,3 +118,18 @@ def check(content: dict[str, Any]) -> tuple[str, ...]:
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise RecordError(f"expected a whole training Record, got one without or with a wrong {error}") from error
     return tuple(faults)
+
+
+def is_training(fields: dict[str, Any]) -> bool:
+    """Return whether a Record's fields are those of a training run."""
+    return fields.get("kind") == KIND
+
+
+def check_file(fields: dict[str, Any], name: str) -> bool:
+    """Print VALID, or INVALID with each fault; return whether there is one. Raises RecordError."""
+    faults = check(fields)
+    for fault in faults:
+        print(f"INVALID  {fault}")
+    if not faults:
+        print(f"VALID  {name}: every figure follows from its {len(fields['epochs'])} epochs")
+    return bool(faults)

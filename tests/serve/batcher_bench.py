@@ -4,8 +4,9 @@ import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from perwatt.serve.batcher import Batch, Batcher, Limits, Refusal, Ticket
+from perwatt.serve.batcher import Batcher, Limits, Refusal
 from perwatt.serve.latency import KEPT_SAMPLES, LatencyTable
+from perwatt.serve.ticket import Batch, Ticket
 
 
 class Clock:

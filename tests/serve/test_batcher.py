@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from perwatt.errors import InputError
-from perwatt.serve.batcher import Batch, Batcher, Limits, Refusal, Ticket
+from perwatt.serve.batcher import Batcher, Limits, Refusal
+from perwatt.serve.ticket import Batch, Ticket
 
 SECONDS = {1: 0.010, 2: 0.015, 4: 0.022, 8: 0.040}
 EPSILON_S = 1e-9

@@ -106,4 +106,16 @@ def test_batches_cost_no_latency_where_they_gain_nothing() -> None:
         list_.append((now, None, 0))
     single = serve({1: 0.01}, Limits(), list_, lambda batch: 0.01)
     batched = serve(seconds, Limits(), list_, lambda batch: seconds[batch.size])
-    assert sum(batched.latencies_s) <= 1.001 * sum(single.latencies_s)
+    # One batch in 16 may be of a size that is only measured again, a size at most once in 64 batches.
+    assert sum(batched.latencies_s) <= 1.02 * sum(single.latencies_s)
+
+
+def test_a_size_that_was_slow_at_warm_up_only_is_found_again() -> None:
+    """The machine was busy while batches of 8 were timed; they are the best of all, and the server finds out."""
+    told = {1: 0.010, 2: 0.018, 4: 0.034, 8: 0.072}
+    true = {1: 0.010, 2: 0.018, 4: 0.034, 8: 0.040}
+    list_ = [(0.006 * number, None, 0) for number in range(4000)]
+    outcome = serve(told, Limits(objective="throughput", queue_images=200), list_, lambda batch: true[batch.size])
+    sizes = [batch.size for batch in outcome.batches]
+    assert sizes[:20].count(8) <= 2
+    assert sizes[-100:].count(8) >= 80

@@ -81,6 +81,8 @@ def test_digits_reach_97_percent_in_a_minute_and_the_package_answers_so(
 
     content = json.loads((out / record.RECORD).read_text())
     assert record.check(content) == ()
+    assert cli.run(["check", str(out / record.RECORD)]) == 0
+    assert "VALID" in capsys.readouterr().out
     assert content["figures"]["test_top1"] == found["test"]["top1"]
     assert content["figures"]["epochs"] == 15
     with Image.open(out / "curves.png") as picture:

@@ -38,11 +38,12 @@ def shown(arguments: list[str]) -> tuple[str, ...]:
 
 
 def is_fault(record: LoadRecord) -> bool:
-    """Return whether a load test found something wrong, or may conclude nothing."""
+    """Return whether a load test found a wrong answer, a limit that was not kept, or may conclude nothing."""
     wrong = any(run.figures.outcomes.get(name) for run in record.runs for name in ("wrong", "stranger"))
     if record.searches:
         return wrong or any(search.held is None for search in record.searches)
-    return wrong or not record.runs or not record.runs[-1].figures.kept_up
+    last = record.runs[-1].figures if record.runs else None
+    return wrong or last is None or not last.kept_up or last.holds is False
 
 
 def check_file(path: Path) -> list[str]:

@@ -1,0 +1,261 @@
+"""Connections with real sockets: slow senders, long headers, too many clients, refused bodies, clients that leave."""
+
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from http_harness import Sockets, bench, binary_body, expected, json_body, photo, received, sockets, tensors
+
+from perwatt.serve.limits import MEBIBYTE, HttpLimits
+
+# Tight enough to be waited for.
+LIMITS = HttpLimits(
+    header_s=0.4, receive_s=0.4, least_bytes_per_s=1e9, idle_s=1.0, header_bytes=2000, connections=12,
+    body_bytes=8 * MEBIBYTE, event_streams=2,
+)  # fmt: skip
+INFER = "/v2/models/sums/infer"
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Sockets]:
+    with sockets(bench(LIMITS)) as found:
+        yield found
+
+
+def request(body: bytes, path: str = INFER, **headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def wait_until(true: object) -> None:
+    until = time.monotonic() + 10
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_keep_alive_answers_one_request_after_the_other(served: Sockets) -> None:
+    client = served.client()
+    for seed in range(5):
+        images = tensors(2, seed)
+        body, headers = binary_body(images, outputs=[{"name": "first"}])
+        client.request("POST", INFER, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        reply = client.getresponse()
+        np.testing.assert_array_equal(
+            np.array(json.loads(reply.read())["outputs"][0]["data"], np.float32), expected(images)[1]
+        )
+
+
+def test_a_large_body_arrives_whole_however_it_is_cut(served: Sockets) -> None:
+    images = tensors(128)
+    body, headers = binary_body(images, outputs=[{"name": "sums", "parameters": {"binary_data": True}}])
+    for piece in (len(body), 65_536, 10_007):
+        with served.connect() as connection:
+            whole = request(body, connection="close", **headers)
+            for start in range(0, len(whole), piece):
+                connection.sendall(whole[start : start + piece])
+            answer = received(connection)
+        assert status_of(answer) == 200
+        assert answer.endswith(expected(images)[0].tobytes())
+
+
+def test_pipelined_requests_are_answered_in_order(served: Sockets) -> None:
+    bodies = [json_body(tensors(seed=seed), id=str(seed), outputs=[{"name": "first"}]) for seed in range(4)]
+    with served.connect() as connection:
+        connection.sendall(b"".join(request(body) for body in bodies[:-1]) + request(bodies[-1], connection="close"))
+        answer = received(connection)
+    assert [int(found) for found in re.findall(rb'"id":"(\d)"', answer)] == [0, 1, 2, 3]
+
+
+def test_chunked_bodies_and_expect_continue_work(served: Sockets) -> None:
+    body = json_body(tensors())
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+    with served.connect() as connection:
+        connection.sendall((head + "Expect: 100-continue\r\n\r\n").encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        for start in range(0, len(body), 400):
+            part = body[start : start + 400]
+            connection.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        connection.sendall(b"0\r\n\r\n")
+        assert status_of(received(connection)) == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /v2/models",
+        request(b"x" * 50)[:-20],
+        b"POST /v2/models/sums/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+    ],
+    ids=["nothing", "half a header", "half a body", "half a chunk"],
+)
+def test_slow_senders_are_let_go(served: Sockets, sent: bytes) -> None:
+    begun = time.monotonic()
+    with served.connect() as connection:
+        connection.sendall(sent)
+        answer = received(connection)
+    assert 0.3 < time.monotonic() - begun < 8
+    assert not answer or status_of(answer) == 408
+    assert bool(answer) == bool(sent)
+
+
+def test_a_sender_who_drips_does_not_gain_time(served: Sockets) -> None:
+    begun = time.monotonic()
+    with served.connect() as connection:
+        try:
+            for byte in request(b"x" * 500):
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
+        except OSError:
+            pass
+        assert time.monotonic() - begun < 8
+    wait_until(lambda: served.bench.front.requests == 0)
+
+
+@pytest.mark.parametrize(
+    "extra", [b"X-Long: " + b"x" * 3000, b"\r\n".join(b"X-%d: y" % n for n in range(400)), b"X-Long: " + b"x" * 10**6]
+)
+def test_long_headers_are_refused(served: Sockets, extra: bytes) -> None:
+    with served.connect() as connection:
+        try:
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + extra + b"\r\n\r\n")
+            answer = received(connection)
+        except ConnectionError:  # refused while it was still being sent
+            return
+    assert status_of(answer) == 431
+    assert b'{"error":' in answer
+
+
+def test_a_header_that_never_ends_is_refused_too(served: Sockets) -> None:
+    with served.connect() as connection:
+        connection.sendall(b"GET /v2 HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(400)))
+        assert status_of(received(connection)) == 431
+
+
+@pytest.mark.parametrize(
+    "sent", [b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"GET \xff HTTP/1.1\r\n\r\n"]
+)
+def test_what_is_not_http_gets_400_in_json(served: Sockets, sent: bytes) -> None:
+    with served.connect() as connection:
+        connection.sendall(sent)
+        answer = received(connection)
+    assert status_of(answer) == 400
+    assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]
+
+
+def test_a_refused_large_body_does_not_hide_its_refusal(served: Sockets) -> None:
+    """The reason arrives although the body is still being sent; the connection then ends or goes on."""
+    with served.connect() as connection:
+        head = request(b"").replace(b"Content-Length: 0", b"Content-Length: %d" % (9 * MEBIBYTE))
+        connection.sendall(head)
+        connection.settimeout(5)
+        connection.sendall(bytes(MEBIBYTE))
+        assert status_of(connection.recv(65536)) == 413
+        assert received(connection) == b""  # the rest never comes: closed after a while
+
+
+def test_too_many_connections_are_refused_and_the_others_live(served: Sockets) -> None:
+    time.sleep(1.2)  # until those of other tests have gone
+    held = [served.connect() for _ in range(LIMITS.connections)]
+    wait_until(lambda: len(served.server.server_state.connections) == LIMITS.connections)
+    with served.connect() as another:
+        assert status_of(received(another)) == 503
+    held[3].sendall(request(json_body(tensors()), connection="close"))
+    assert status_of(received(held[3])) == 200
+    for each in held:
+        each.close()
+
+
+def test_idle_connections_are_closed(served: Sockets) -> None:
+    with served.connect() as connection:
+        connection.sendall(request(json_body(tensors())))
+        begun = time.monotonic()
+        answer = received(connection)
+    assert status_of(answer) == 200
+    assert 0.5 < time.monotonic() - begun < 8
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_client_that_leaves_is_no_longer_worked_for(served: Sockets, how: str) -> None:
+    service = served.bench.service
+    before, service.pause_s = service.cancelled, 30.0
+    try:
+        connection = served.connect()
+        connection.sendall(request(json_body(tensors())))
+        wait_until(lambda: service.running == 1)
+        if how == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        connection.close()
+        wait_until(lambda: service.running == 0)
+    finally:
+        service.pause_s = 0.0
+    assert service.cancelled == before + 1
+    wait_until(lambda: served.bench.front.requests == 0)
+    assert served.bench.front.held_bytes == 0
+
+
+def test_a_client_that_leaves_during_its_body_leaves_nothing_behind(served: Sockets) -> None:
+    for end in (10, 200, 400):
+        with served.connect() as connection:
+            connection.sendall(request(json_body(tensors()))[:end])
+    with served.connect() as connection:
+        connection.sendall(request(photo(), "/v2/models/sums/classify")[:-10])
+    wait_until(lambda: served.bench.front.requests == 0)
+    assert served.bench.front.held_bytes == 0
+
+
+def test_the_status_page_s_stream(served: Sockets) -> None:
+    served.tick()
+    served.tick()
+    with served.connect() as connection:
+        connection.sendall(b"GET /status/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        text = b""
+        while text.count(b"event: second") < 2:
+            text += connection.recv(65536)
+        assert b"event: about" in text
+        assert b"text/event-stream" in text
+        last = max(int(found) for found in re.findall(rb"id: (\d+)", text))
+        served.tick()
+        while b"id: %d\n" % (last + 1) not in text:
+            text += connection.recv(65536)
+    with served.connect() as connection:  # who was there before gets only what is new
+        connection.sendall(b"GET /status/events HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: %d\r\n\r\n" % last)
+        text = b""
+        while b"event: second" not in text:
+            text += connection.recv(65536)
+        assert re.findall(rb"id: (\d+)", text) == [b"%d" % (last + 1)]
+
+
+def test_streams_are_limited_and_given_back(served: Sockets) -> None:
+    def ask() -> tuple[socket.socket, bytes]:
+        connection = served.connect()
+        connection.sendall(b"GET /status/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return connection, connection.recv(65536)
+
+    wait_until(lambda: len(served.server.server_state.tasks) == 0 or served.tick() is not None)
+    held = [ask() for _ in range(LIMITS.event_streams)]
+    assert [status_of(text) for _, text in held] == [200, 200]
+    connection, text = ask()
+    assert status_of(text) == 429
+    for each in (connection, *[each for each, _ in held]):
+        each.close()
+    time.sleep(0.05)
+    served.tick()  # a stream finds out at its next event
+
+    def free() -> bool:
+        served.tick()
+        connection, text = ask()
+        connection.close()
+        return status_of(text) == 200
+
+    wait_until(free)
