@@ -63,47 +63,46 @@ def infer_prelu(node: Node, inputs: Inputs) -> Made:
 def infer_convolution(node: Node, inputs: Inputs) -> Made:
     """[N, C, ...] with weights [M, C/group, kernel...] and bias [M] gives [N, M, ...]."""
     values = given(node, inputs)
-    value, weights = values[0], values[1]
-    group, kernel = integer(node, "group"), integers(node, "kernel_shape")
-    if len(weights.shape) != len(value.shape) or weights.shape[2:] != kernel:
-        raise refusal(node.operator, node.name, f"weights with kernel {kernel}", f"shape {weights.shape}")
-    if group < 1 or value.shape[1] != weights.shape[1] * group or weights.shape[0] % group:
-        wanted = f"weights for {value.shape[1]} channels in {group} groups"
-        raise refusal(node.operator, node.name, wanted, f"shape {weights.shape}")
-    if len(values) > 2 and values[2].shape != (weights.shape[0],):
-        raise refusal(node.operator, node.name, f"a bias of shape {(weights.shape[0],)}", str(values[2].shape))
-    return (((value.shape[0], weights.shape[0], *window_extents(node, value.shape[2:])), value.dtype),)
+    value = values[0].shape
+    channels = _checked_channels(node, values, read=1)
+    return (((value[0], channels, *window_extents(node, value[2:])), values[0].dtype),)
 
 
 def infer_transposed_convolution(node: Node, inputs: Inputs) -> Made:
-    """[N, C, ...] with weights [C, M/group, kernel...] and bias [M] gives [N, M, ...], each axis
-    stride · (size - 1) + output_padding + dilation · (kernel - 1) + 1 - pads."""
+    """[N, C, ...] with weights [C, M/group, kernel...] and bias [M] gives [N, M, ...].
+
+    An axis becomes stride · (size - 1) + output_padding + dilation · (kernel - 1) + 1 - pads (ONNX ConvTranspose).
+    """
     values = given(node, inputs)
-    value, weights = values[0], values[1]
-    group, kernel = integer(node, "group"), integers(node, "kernel_shape")
-    if len(weights.shape) != len(value.shape) or weights.shape[2:] != kernel:
-        raise refusal(node.operator, node.name, f"weights with kernel {kernel}", f"shape {weights.shape}")
-    if group < 1 or value.shape[1] != weights.shape[0] or weights.shape[0] % group:
-        wanted = f"weights for {value.shape[1]} channels in {group} groups"
-        raise refusal(node.operator, node.name, wanted, f"shape {weights.shape}")
-    channels = weights.shape[1] * group
-    if len(values) > 2 and values[2].shape != (channels,):
-        raise refusal(node.operator, node.name, f"a bias of shape {(channels,)}", str(values[2].shape))
-    strides, pads = integers(node, "strides"), integers(node, "pads")
-    dilations, padding = integers(node, "dilations"), integers(node, "output_padding")
-    rank = len(kernel)
-    extents = tuple(
-        strides[axis] * (value.shape[2 + axis] - 1)
-        + padding[axis]
-        + dilations[axis] * (kernel[axis] - 1)
-        + 1
-        - pads[axis]
-        - pads[axis + rank]
-        for axis in range(rank)
-    )
+    value, channels = values[0].shape, _checked_channels(node, values, read=0)
+    kernel, strides, pads = integers(node, "kernel_shape"), integers(node, "strides"), integers(node, "pads")
+    dilations, padding, rank = integers(node, "dilations"), integers(node, "output_padding"), len(value) - 2
+    extents = []
+    for axis, size in enumerate(value[2:]):
+        whole = strides[axis] * (size - 1) + dilations[axis] * (kernel[axis] - 1) + 1
+        extents.append(whole + padding[axis] - pads[axis] - pads[axis + rank])
     if min(extents) < 1:
-        raise refusal(node.operator, node.name, "pads that leave something", f"pads {pads} and an output of {extents}")
-    return (((value.shape[0], channels, *extents), value.dtype),)
+        raise refusal(node.operator, node.name, "pads that leave something", f"pads {pads}: an output of {extents}")
+    return (((value[0], channels, *extents), values[0].dtype),)
+
+
+def _checked_channels(node: Node, values: Sequence[Value], read: int) -> int:
+    """Return how many channels the weights make; the axis `read` of them (1, transposed 0) reads the input's.
+
+    Axis 0 of the weights counts all groups, axis 1 one of them. Raises InvalidGraph when weights or bias do not fit.
+    """
+    value, weights, kernel = values[0].shape, values[1].shape, integers(node, "kernel_shape")
+    group = integer(node, "group")
+    if len(weights) != len(value) or weights[2:] != kernel:
+        raise refusal(node.operator, node.name, f"weights with kernel {kernel}", f"shape {weights}")
+    sizes = (weights[0], weights[1] * group)
+    if group < 1 or value[1] != sizes[read] or weights[0] % group:
+        wanted = f"weights for {value[1]} channels in {group} groups"
+        raise refusal(node.operator, node.name, wanted, f"shape {weights}")
+    made = sizes[1 - read]
+    if len(values) > 2 and values[2].shape != (made,):
+        raise refusal(node.operator, node.name, f"a bias of shape {(made,)}", str(values[2].shape))
+    return made
 
 
 def infer_pool(node: Node, inputs: Inputs) -> Made:

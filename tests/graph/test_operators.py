@@ -237,6 +237,28 @@ def multiply_adds(operator: str, inputs: list[Any], **attributes: Any) -> int | 
     return cost(graph, graph.nodes[0]).multiply_adds
 
 
+@pytest.mark.parametrize(
+    ("operator", "shape", "parts", "attributes", "told"),
+    [
+        ("Conv", (1, 3, 5, 5), [weights(4, 2, 3, 3)], {}, "3 channels in 1 groups"),
+        ("Conv", (1, 4, 5, 5), [weights(3, 2, 3, 3)], {"group": 2}, "4 channels in 2 groups"),
+        ("Conv", (1, 3, 5, 5), [weights(4, 3, 3, 3), weights(3)], {}, r"a bias of shape \(4,\)"),
+        ("Conv", (1, 3, 5, 5), [weights(4, 3, 3)], {}, "kernel"),
+        ("ConvTranspose", (1, 3, 5, 5), [weights(4, 3, 3, 3)], {}, "3 channels in 1 groups"),
+        ("ConvTranspose", (1, 3, 5, 5), [weights(3, 4, 3, 3)], {"group": 2}, "3 channels in 2 groups"),
+        ("ConvTranspose", (1, 4, 5, 5), [weights(4, 3, 3, 3), weights(3)], {"group": 2}, r"a bias of shape \(6,\)"),
+        ("ConvTranspose", (1, 3, 1, 1), [weights(3, 4, 2, 2)], {"pads": (1, 1, 1, 1)}, "pads that leave something"),
+        ("ConvTranspose", (1, 3, 5, 5), [weights(3, 4, 2, 2)], {"output_padding": (1,)}, "output_padding of 2 numbers"),
+        ("ArgMax", (2, 3), [], {"axis": 2}, "axis from -2 to 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    operator: str, shape: tuple[int, ...], parts: list[np.ndarray], attributes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidGraph, match=told):
+        built(operator, [shape, *parts], attributes)
+
+
 def test_multiply_adds_are_those_counted_by_hand() -> None:
     # AlexNet's conv1: 96 maps of 55x55, each number a sum over 11x11x3
     first = multiply_adds("Conv", [(1, 3, 227, 227), weights(96, 3, 11, 11), weights(96)], strides=(4, 4))
@@ -245,6 +267,8 @@ def test_multiply_adds_are_those_counted_by_hand() -> None:
     second = multiply_adds("Conv", [(1, 96, 27, 27), weights(256, 48, 5, 5)], group=2, pads=(2, 2, 2, 2))
     assert second == 256 * 27 * 27 * 5 * 5 * 48 == 223_948_800
     assert multiply_adds("Conv", [(4, 8, 5, 5), weights(8, 1, 3, 3)], group=8) == 4 * 8 * 3 * 3 * 9
+    # each of 8x5x5 numbers goes into 4x3x3 products
+    assert multiply_adds("ConvTranspose", [(2, 8, 5, 5), weights(8, 4, 3, 3)], strides=(2, 2)) == 2 * 8 * 25 * 4 * 9
     assert multiply_adds("Gemm", [(3, 5), weights(7, 5)], transB=1) == 3 * 5 * 7
     assert multiply_adds("Gemm", [(5, 3), weights(5, 7)], transA=1) == 3 * 5 * 7
     assert multiply_adds("MatMul", [(2, 3, 5), weights(2, 5, 7)]) == 2 * 3 * 5 * 7
