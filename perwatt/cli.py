@@ -470,17 +470,36 @@ def tune(
     workspace: Annotated[str, typer.Option(help="Most working memory of a step, such as 256MiB. [default: any]")] = "",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every usable core]")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="No new round of timing begins after so long.")] = 60.0,
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, or auto: measured on photographs.")] = "fp32",
+    agreement: Annotated[float, typer.Option(help="auto: least top-1 agreement with FP32, percent.")] = 99.9,
+    data: Annotated[Path | None, typer.Option(help="auto: folder of photographs. [default: scikit-image's]")] = None,
+    images: Annotated[int, typer.Option(min=1, help="auto: crops to compare on.")] = 1000,
+    as_json: JsonOption = False,
 ) -> None:
-    """Time the algorithms of every step on this machine, and keep the results for every later start."""
+    """Time the algorithms of every step on this machine, and keep the results for every later start.
+
+    With --precision auto, also find the cheapest numbers per step that keep the answers, on your own photographs.
+    """
     from perwatt.machine import size_text, this_machine
     from perwatt.run import tuning_file
     from perwatt.run.compile import compile as compile_network
 
     limit = _bytes("workspace", workspace) if workspace else None
+    if as_json and precision != "auto":
+        raise InputError("json: expected together with --precision auto, got --json alone; leave one of them out")
+    if precision == "auto":
+        from perwatt.lab.precision_command import tune_on_photographs
+
+        for size in _whole_numbers("batch", batch):
+            tune_on_photographs(
+                network, size, _source(network, size), data, images, agreement, threads, seconds,
+                lambda text: print(f"  {text}", file=sys.stderr), as_json=as_json,
+            )  # fmt: skip
+        return
     for size in _whole_numbers("batch", batch):
         model = compile_network(
             _source(network, size), size, threads=threads, workspace_bytes=limit, tune="again", tune_limit_s=seconds,
-            progress=_tuning_progress(network, size),
+            precision=precision, progress=_tuning_progress(network, size),
         )  # fmt: skip
         counts: dict[str, int] = {}
         for planned in model.plan.steps:

@@ -1,11 +1,11 @@
 """compile(): the one function that joins the rooms. Network -> Graph -> passes -> Plan -> Code -> Model."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from perwatt.errors import InputError, PlanError
 from perwatt.graph import Graph, read
 from perwatt.machine import Machine, this_machine
 from perwatt.passes import apply
-from perwatt.plan import Element, batch_of, consider, make, place, uniform
-from perwatt.run import tuning_file
+from perwatt.plan import Precision, batch_of, consider, make, place
+from perwatt.run import precision_file, tuning_file
 from perwatt.run.model import Model
 
 Tune = Literal["measure", "again", "estimate"]
@@ -34,7 +34,7 @@ def compile(
     tune: Tune = "measure",
     tune_limit_s: float = 12.0,
     images: int | Sequence[int] | None = None,
-    precision: Element = "fp32",
+    precision: str | Mapping[str, Any] | Precision = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Return a Model of a network on this machine.
@@ -46,8 +46,9 @@ def compile(
     tune_limit_s: no new round of timing begins after so many seconds.
     images: how many images pass through the convolutions at a time, or several such parts of the batch, the smaller
     ones for the layers with large activations; None chooses.
-    precision: what steps may use besides FP32, where it is faster: "fp16" and "bf16" store weights in half the bytes,
-    and compute products in it where this machine can.
+    precision: what steps may use besides FP32, where it is faster: "fp16" and "bf16" store weights and activations in
+    half the bytes, and compute products in it where this machine can; "auto" is what was measured on images and kept
+    (perwatt tune --precision auto); an object is such evidence itself.
     Raises NetworkError for files that cannot be read, UnsupportedOperator, PlanError, InputError.
     """
     graph = read_graph(source, batch)
@@ -57,13 +58,12 @@ def compile(
         raise InputError(f"threads: expected a whole number, at least 1, got {count!r}; None takes every core")
     if tune not in get_args(Tune):
         raise InputError(f"tune: expected one of {', '.join(get_args(Tune))}, got {tune!r}")
-    if precision not in get_args(Element):
-        raise InputError(f"precision: expected one of {', '.join(get_args(Element))}, got {precision!r}")
+    allowed = precision_file.wanted(graph, precision)
     team = shared_team(count)
     _check_weights(graph)
     rewritten = apply(graph)
     _check_memory(rewritten, machine, 2 * max((prod(v.shape) * 4 for v in rewritten.values.values()), default=0))
-    placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images), uniform(precision, precision))
+    placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images), allowed)
     inputs = {name: rewritten.values[name] for name in rewritten.inputs}
     outputs = {name: rewritten.values[name] for name in rewritten.outputs}
     considered = consider(placement, KERNELS, workspace_bytes)

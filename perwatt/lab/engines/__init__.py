@@ -26,7 +26,7 @@ _TRAIN = "python -m pip install 'perwatt[train]'"
 _HERE = "perwatt.lab.engines"
 
 ENGINES: tuple[EngineEntry, ...] = (
-    EngineEntry("perwatt", f"{_HERE}.own:OwnEngine", ("llvmlite",), "", "cpu", ("fp32",)),
+    EngineEntry("perwatt", f"{_HERE}.own:OwnEngine", ("llvmlite",), "", "cpu", ("fp32", "bf16", "fp16")),
     EngineEntry("onnxruntime", f"{_HERE}.ort:OnnxRuntimeEngine", ("onnxruntime",), _BENCH, "cpu", ("fp32",)),
     EngineEntry(
         *("openvino", f"{_HERE}.openvino_cpu:OpenVinoEngine", ("openvino",), _BENCH, "cpu"), ("fp32", "bf16", "fp16")
