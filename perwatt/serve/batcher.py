@@ -410,6 +410,8 @@ class Batcher:
         if self._queue[0][1] == inf and self._queue[-1][0] == self._queue[0][0]:
             return wanted  # one priority, no deadlines
         start_s = now + self._free_in_s(now)
+        if wanted == self._promised(start_s):
+            return wanted
         promised, late = self._scheduled(start_s, None)
         if not late:
             return wanted if not self._scheduled(start_s, wanted)[1] else promised
@@ -418,6 +420,15 @@ class Batcher:
         held, late_held = self._scheduled(start_s, None, cautious=False)
         most = min(self.latency.first_batch(self.queued_images, "throughput"), self._most)
         return held if late_held < self._scheduled(start_s, most, cautious=False)[1] else most
+
+    def _promised(self, start_s: float) -> int:
+        """Return the images of the first batch of the schedule of all that waits."""
+        schedule = Schedule(self.latency, self._full, start_s, 1.0)
+        for _, deadline, _, ticket in self._queue:
+            schedule.add(ticket.images - ticket.taken, deadline)
+            if schedule.first is not None:
+                break
+        return schedule.first_images
 
     def _wanted(self, now: float) -> int:
         """Return how many images the objective's plan puts into the next batch; under overload the pace is all."""

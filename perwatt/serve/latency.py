@@ -24,6 +24,8 @@ PERCENTILE = 0.99
 TAIL_OF_FEW = 1.25
 # Plans are made anew when a curve has moved by this share: they cost more than a prediction.
 _MOVED = 0.03
+# A size whose quantiles have moved by less than this share leaves the curves as they are.
+_SAME = 0.003
 # Where two sizes contradict each other, one that was not observed for so many batches counts half.
 _STALE_AFTER = 10
 # A size that was not observed for so many batches is worth a try, if it promises this share of the best pace; what was
@@ -97,6 +99,7 @@ class LatencyTable:
         self.largest = sizes[-1]
         self._samples = {size: _Samples() for size in sizes}
         self._observed = 0
+        self._drawn_from: dict[int, tuple[float, float, int]] = {}  # median, 99th percentile, samples of each size
         self._joules: dict[int, float] = {}
         self._size_of = [next(size for size in sizes if size >= max(images, 1)) for images in range(self.largest + 1)]
         self._horizon = 2 * self.largest
@@ -121,7 +124,11 @@ class LatencyTable:
         samples.add(max(seconds, 1e-9))
         self._observed += 1
         samples.last = self._observed
-        if all(samples.ordered for samples in self._samples.values()):
+        seen = (samples.quantile(0.5), samples.quantile(PERCENTILE), len(samples.ordered))
+        if self._unmoved(self._drawn_from.get(size), seen):
+            return
+        self._drawn_from[size] = seen
+        if len(self._drawn_from) == len(self.sizes):
             self._draw()
 
     def observe_all(self, size: int, durations: Iterable[float]) -> None:
@@ -223,6 +230,15 @@ class LatencyTable:
                 self._joules.get(size),
             )
             for size in self.sizes
+        )
+
+    @staticmethod
+    def _unmoved(before: tuple[float, float, int] | None, now: tuple[float, float, int]) -> bool:
+        """Whether a size says the same as when the curves were drawn last: then drawing them again is idle."""
+        return (
+            before is not None
+            and before[2] == now[2] == KEPT_SAMPLES
+            and (abs(now[0] - before[0]) <= _SAME * before[0] and abs(now[1] - before[1]) <= _SAME * before[1])
         )
 
     def _draw(self) -> None:

@@ -17,25 +17,30 @@ curves = st.lists(st.floats(0.0, 0.05), min_size=4, max_size=4).map(
 arrivals = st.lists(st.tuples(st.floats(0.0, 0.03), st.floats(0.001, 0.4)), min_size=1, max_size=40)
 
 
-def at(gaps: list[tuple[float, float]]) -> list[tuple[float, float, int]]:
-    """Return arrivals (when, relative deadline, priority 0) from gaps between them."""
-    now, list_ = 0.0, []
-    for gap, deadline in gaps:
-        now += gap
-        list_.append((now, deadline, 0))
-    return list_
-
-
-@settings(max_examples=300, deadline=None)
-@given(curves, arrivals, st.sampled_from(["latency", "throughput"]))
+@settings(max_examples=100, deadline=None)
+@given(
+    curves,
+    st.sampled_from(["latency", "throughput"]),
+    st.floats(0.5, 6.0),
+    st.floats(0.6, 12.0),
+    st.sampled_from([0.0, 0.9]),
+    st.integers(0, 2**32),
+)
 def test_as_long_as_the_table_is_right_everybody_let_in_is_answered_in_time(
-    seconds: dict[int, float], gaps: list[tuple[float, float]], objective: Objective
+    seconds: dict[int, float], objective: Objective, load: float, patience: float, unlike: float, seed: int
 ) -> None:
-    outcome = serve(seconds, Limits(objective=objective), at(gaps), lambda batch: seconds[batch.size])
+    """load: images offered over what the engine can do. patience: deadlines in batches of the largest size."""
+    noise = random.Random(seed)
+    rate = load * max(size / each for size, each in seconds.items())
+    now, list_ = 0.0, []
+    for _ in range(120):
+        now += noise.expovariate(rate)
+        list_.append((now, patience * seconds[8] * noise.uniform(1 - unlike, 1 + unlike), 0))
+    outcome = serve(seconds, Limits(objective=objective), list_, lambda batch: seconds[batch.size])
     assert not outcome.expired
     for ticket in outcome.admitted:
         assert outcome.finished_s[ticket.number] <= ticket.deadline_s + 1e-9
-    assert len(outcome.refused) + len(outcome.admitted) == len(gaps)
+    assert len(outcome.refused) + len(outcome.admitted) == len(list_)
 
 
 @settings(max_examples=100, deadline=None)
