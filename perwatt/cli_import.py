@@ -15,7 +15,7 @@ SLOW_BYTES = 64 << 20  # what takes longer than a second or two is announced
 def caffe(
     prototxt: Annotated[Path, typer.Argument(metavar="PROTOTXT", help="The network's text, best the deploy file.")],
     caffemodel: Annotated[Path, typer.Argument(metavar="CAFFEMODEL", help="Its weights.")],
-    mean: Annotated[Path | None, typer.Argument(metavar="[MEAN]", help="The mean image: binaryproto or npy.")] = None,
+    mean: Annotated[Path | None, typer.Argument(metavar="MEAN", help="The mean image: binaryproto or npy.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The ONNX file. [default: PROTOTXT.onnx]")] = None,
     mean_as: Annotated[
         str, typer.Option(help="image: subtracted inside the network; values: told, for the package.")
