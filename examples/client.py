@@ -28,7 +28,7 @@ def main() -> None:
     words.add_argument("--tensor", default="", metavar="SHAPE", help="send random numbers of this shape instead")
     words.add_argument("--token", default="")
     words.add_argument("--timeout-ms", type=int, default=5000, help="the deadline of a request")
-    given = words.parse_args()
+    given = words.parse_intermixed_args()
     if (given.photo is None) == (not given.tensor):
         words.error("give a photograph, or --tensor SHAPE")
     headers = {"x-request-timeout-ms": str(given.timeout_ms)}

@@ -93,9 +93,6 @@ def end_second(front: Front, connections: int, joules: float | None = None) -> N
         if energy is not None:
             front.traffic.of(name).joules += energy.get(name, 0.0)
     figures.set_ready((name, each.loaded.version, each.loaded.service.ready) for name, each in held.items())
-    figures.in_flight.set(front.requests)
-    figures.held.set(front.held_bytes)
-    figures.decoding.set(front.decoder.waiting)
     figures.connections.set(connections)
     whole = {
         "in_flight": front.requests,

@@ -51,6 +51,11 @@ class Front:
     # Tells a server from the one that was here before it.
     run: str = field(default_factory=lambda: secrets.token_hex(8))
 
+    def __post_init__(self) -> None:
+        self.metrics.in_flight.set_function(lambda: self.requests)
+        self.metrics.held.set_function(lambda: self.held_bytes)
+        self.metrics.decoding.set_function(lambda: self.decoder.waiting)
+
     def of(self, model: str) -> ModelMetrics:
         """Return the metrics of one package."""
         found = self.models.get(model)
