@@ -48,7 +48,7 @@ def check(answer: Answer, asked: Images) -> None:
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a test on an event loop, within a time that a paused machine needs."""
-    asyncio.run(asyncio.wait_for(test(), 120))
+    asyncio.run(asyncio.wait_for(test(), 600))
 
 
 def open_files() -> list[str]:
@@ -119,6 +119,7 @@ def test_one_bad_request_fails_alone() -> None:
     run(scene)
 
 
+@pytest.mark.slow
 def test_a_crash_costs_the_requests_in_flight_and_nobody_else() -> None:
     async def scene() -> None:
         service = await Dispatch.open(source(batch_s=0.02))
@@ -177,6 +178,7 @@ def test_a_process_that_hangs_is_killed_and_started_again() -> None:
     run(scene)
 
 
+@pytest.mark.slow
 def test_a_package_that_cannot_be_loaded_again_answers_everybody_and_comes_back_when_it_can(tmp_path: Path) -> None:
     flag = tmp_path / "here"
     flag.touch()
@@ -242,6 +244,7 @@ def test_closing_finishes_what_waits_and_refuses_what_comes() -> None:
     run(scene)
 
 
+@pytest.mark.slow
 def test_closing_refuses_what_is_not_finished_in_time() -> None:
     async def scene() -> None:
         service = await Dispatch.open(source(batch_s=0.1))
@@ -274,6 +277,7 @@ def test_an_idle_process_takes_no_processor_time_and_leaves_signals_to_the_serve
     run(scene)
 
 
+@pytest.mark.slow
 def test_packages_side_by_side_share_time_and_never_run_at_once(tmp_path: Path) -> None:
     async def scene() -> None:
         cores = Cores()
@@ -326,6 +330,7 @@ def test_deadlines_come_first_and_what_cannot_be_kept_is_refused() -> None:
     run(scene)
 
 
+@pytest.mark.slow
 def test_who_waits_is_told_when_the_deadline_has_passed_while_the_engine_is_busy() -> None:
     async def scene() -> None:
         service = await Dispatch.open(source(batch_s=0.01, sizes=[1]), stall_s=600)
@@ -357,6 +362,7 @@ def test_a_full_queue_refuses_with_429() -> None:
     run(scene)
 
 
+@pytest.mark.slow
 def test_energy_is_measured_for_each_size_and_needs_a_meter() -> None:
     async def scene() -> None:
         with pytest.raises(InputError, match="expected a meter"):
