@@ -76,6 +76,8 @@ def figures_of(run: Run, shots: Sequence[ShotFacts]) -> RunFigures:
     bounded = np.where(right, latency_s, math.inf)[plain & (samples.status != generator.UNFINISHED)]
     kept_up = reason is None
     shown = answered.tolist() if kept_up else []
+    # What was under way when a run was stopped might have been late: such a run can show a failure, no success.
+    kept = holds(bounded, run.limit_s) if kept_up else None
     carried = ((percentile, latency_percentile(shown, percentile)) for percentile in PERCENTILES)
     return RunFigures(
         requests=len(names),
@@ -89,7 +91,7 @@ def figures_of(run: Run, shots: Sequence[ShotFacts]) -> RunFigures:
         ),
         longest_s=float(answered.max()) if len(shown) else None,
         within_limit=_share(bounded, run.limit_s),
-        holds=holds(bounded, run.limit_s) if kept_up else None,
+        holds=None if kept and run.stopped else kept,
         lateness_p50_s=_quantile(late_s, 50),
         lateness_p99_s=_quantile(late_s, 99),
         waited_for_connection=int(np.sum(samples.sent_ns - samples.released_ns > 1e6)),

@@ -1,6 +1,6 @@
 """perwatt loadtest: ask a server for a while, in the open or in a loop, or search the highest rate that it holds."""
 
-import resource
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +87,10 @@ def run_loadtest(request: LoadRequest, report: Report) -> LoadRecord:
 
 
 def _connections(asked: int, notes: list[str]) -> int:
+    if os.name != "posix":
+        return asked
+    import resource  # only POSIX has it
+
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(1, soft - 64)
     if asked > most:
