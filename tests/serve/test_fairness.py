@@ -1,7 +1,7 @@
 """Cores shared by time used: a simulation with packages whose batches take unlike times."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perwatt.errors import InputError
@@ -35,6 +35,7 @@ def run(packages: list[Package], seconds: float) -> None:
         spent += holding[0].seconds
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.floats(0.001, 0.2), st.sampled_from([0.5, 1.0, 2.0])), min_size=1, max_size=5))
 def test_time_is_shared_by_weight_whatever_a_batch_takes(kinds: list[tuple[float, float]]) -> None:
     cores = Cores()
@@ -42,7 +43,7 @@ def test_time_is_shared_by_weight_whatever_a_batch_takes(kinds: list[tuple[float
     for package in packages:
         package.left = 10**9
         package.turn.want()
-    run(packages, 20.0)
+    run(packages, 5.0)
     shares = [package.turn.used_s / package.turn.weight for package in packages]
     longest = max(package.seconds / package.turn.weight for package in packages)
     assert max(shares) - min(shares) <= 2 * longest, "no two differ by more than their longest batches"

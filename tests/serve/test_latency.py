@@ -4,7 +4,7 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perwatt.errors import InputError
@@ -24,6 +24,7 @@ def table_of(seconds: dict[int, float], samples: int = KEPT_SAMPLES) -> LatencyT
 rising = st.lists(st.floats(1e-4, 1.0), min_size=4, max_size=4).map(lambda gaps: [sum(gaps[: i + 1]) for i in range(4)])
 
 
+@settings(deadline=None)
 @given(rising)
 def test_durations_that_rise_are_predicted_as_they_are(seconds: list[float]) -> None:
     table = table_of(dict(zip(SIZES, seconds, strict=True)))
@@ -32,6 +33,7 @@ def test_durations_that_rise_are_predicted_as_they_are(seconds: list[float]) -> 
     assert table.expected_s(3) == table.expected_s(4), "images in between run at the smallest size that holds them"
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(SIZES), st.floats(1e-6, 10.0)), min_size=1, max_size=300))
 def test_curves_never_fall_and_bounds_lie_above(observed: list[tuple[int, float]]) -> None:
     table = LatencyTable(SIZES)
@@ -70,6 +72,7 @@ def test_one_bad_run_at_the_start_of_a_small_size_does_not_darken_the_large_ones
     assert table.expected_s(1) <= table.expected_s(2)
 
 
+@settings(deadline=None)
 @given(rising, st.sampled_from(["throughput", "latency"]), st.integers(1, 16))
 def test_cuts_are_as_good_as_the_best_of_all(seconds: list[float], objective: str, images: int) -> None:
     table = table_of(dict(zip(SIZES, seconds, strict=True)))

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perwatt.serve.channel import Buffer
@@ -22,6 +22,7 @@ def ticket_of(number: int, images: int) -> Ticket:
     return Ticket(number, images, 0.0, float("inf"), 0, call)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.booleans(), st.booleans(), st.integers(0, 4)), min_size=1, max_size=12),
     st.randoms(use_true_random=False),
