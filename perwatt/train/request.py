@@ -11,7 +11,7 @@ import torch
 
 from perwatt import __version__
 from perwatt.data import DataSet, held_out, open_data
-from perwatt.data.examination import require_whole, some, without_broken
+from perwatt.data.examination import Examination, examination, require_whole, some, without_broken
 from perwatt.data.look import Seen, pixel_fingerprint
 from perwatt.errors import DataError, InputError, OutputError, TrainingError
 from perwatt.graph import Graph
@@ -91,7 +91,7 @@ def load(folder: Path) -> tuple[Request, str]:
         raise TrainingError(f"{path}: expected what a run writes, got a damaged file: {error}; train anew") from error
 
 
-def prepared_data(request: Request, look: Look) -> tuple[DataSet, dict[str, str]]:
+def prepared_data(request: Request, look: Look, say: Callable[[str], None]) -> tuple[DataSet, dict[str, str]]:
     """Return the data set to learn from, with a validation split, and its fingerprint. Raises DataError,
     and TrainingError when it is not what the run began with.
 
@@ -106,6 +106,7 @@ def prepared_data(request: Request, look: Look) -> tuple[DataSet, dict[str, str]
             f"{request.data}: expected the data that the run in {request.out} began with, got other pictures or "
             "labels; restore them or train anew with another --out"
         )
+    _warn_of_duplicates(examination(data, seen), say)
     if request.skip_broken:
         data = without_broken(data, seen)
     else:
@@ -128,6 +129,17 @@ def prepared_data(request: Request, look: Look) -> tuple[DataSet, dict[str, str]
     if not len(data.split("validation")):
         raise DataError(f"{data.source}: expected pictures in the validation split, got none; add some or remove it")
     return data, digests
+
+
+def _warn_of_duplicates(found: Examination, say: Callable[[str], None]) -> None:
+    """Say when pictures that are learned from will be asked again: no reason to stop, but scores will flatter."""
+    split = "validation" not in found.data.splits
+    doubtful = [each for each in found.duplicates if len(each.splits) > 1 or (split and "train" in each.splits)]
+    if doubtful:
+        say(
+            f"{len(doubtful)} pictures are there more than once and may be learned from and validated on: scores may "
+            f"look better than they are; perwatt data {found.data.source} names them"
+        )
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def train(asked: Request, watching: Watching, *, again: bool = False, checkpoint
     PerwattError's children; a run that began keeps its last checkpoint.
     """
     request.require_device(asked.device, asked.recipe)
-    data, digests = request.prepared_data(asked, watching.look)
+    data, digests = request.prepared_data(asked, watching.look, watching.say)
     begin = request.start(asked, len(data.classes))
     request.require_space(asked, begin.graph)
     module = training_form(begin.graph)
@@ -93,7 +93,10 @@ def train(asked: Request, watching: Watching, *, again: bool = False, checkpoint
 def exact(asked: Request) -> Iterator[None]:
     """Make PyTorch's CPU arithmetic repeat itself: a fixed number of threads, no operator that depends on chance."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory
     torch.set_num_threads(asked.threads)
+    # A guard for operators that read what they never wrote; it costs a pass over memory for every tensor made.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     # On a GPU this would forbid operators that training needs, and slow others; there runs differ in the last digits.
     torch.use_deterministic_algorithms(asked.device == "cpu")
     try:
@@ -101,6 +104,7 @@ def exact(asked: Request) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = filling
 
 
 @contextmanager

@@ -31,14 +31,14 @@ def asked(data: Path, **changes: object) -> Request:
 
 def test_a_good_set_is_split_and_remembered(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set", {"cat": 12, "dog": 30})
-    data, digests = prepared_data(asked(root), look)
+    data, digests = prepared_data(asked(root), look, print)
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 38, "validation": 4}
-    same, again = prepared_data(asked(root, digests=digests), look)
+    same, again = prepared_data(asked(root, digests=digests), look, print)
     assert again == digests
     assert same.split("train").pictures == data.split("train").pictures
     (root / "cat" / "003.png").write_bytes(encoded(0, 99))
     with pytest.raises(TrainingError, match="that the run in"):
-        prepared_data(asked(root, digests=digests), look)
+        prepared_data(asked(root, digests=digests), look, print)
 
 
 @pytest.mark.parametrize(
@@ -52,27 +52,38 @@ def test_a_good_set_is_split_and_remembered(tmp_path: Path) -> None:
 )
 def test_classes_that_cannot_be_learned_are_named(tmp_path: Path, counts: dict[str, int], told: str) -> None:
     with pytest.raises(DataError, match=told):
-        prepared_data(asked(class_folders(tmp_path / "set", counts)), look)
+        prepared_data(asked(class_folders(tmp_path / "set", counts)), look, print)
 
 
 def test_a_class_of_one_is_refused_beside_a_validation_split_too(tmp_path: Path) -> None:
     class_folders(tmp_path / "set" / "train", {"cat": 4, "dog": 1})
     class_folders(tmp_path / "set" / "val", {"cat": 1, "dog": 1}, first=50)
     with pytest.raises(DataError, match="1 of 'dog'"):
-        prepared_data(asked(tmp_path / "set"), look)
+        prepared_data(asked(tmp_path / "set"), look, print)
 
 
 def test_broken_pictures_are_named_or_left_out_when_asked(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set", {"cat": 6, "dog": 3})
     (root / "cat" / "002.png").write_bytes(encoded(0, 2)[:-30])
     with pytest.raises(DataError, match=r"1 broken.*002\.png.*--skip-broken"):
-        prepared_data(asked(root), look)
-    data, _ = prepared_data(asked(root, skip_broken=True), look)
+        prepared_data(asked(root), look, print)
+    data, _ = prepared_data(asked(root, skip_broken=True), look, print)
     assert sum(len(split) for split in data.splits.values()) == 8
     for number in (0, 1):
         (root / "dog" / f"{number:03d}.png").write_bytes(b"")
     with pytest.raises(DataError, match="1 of 'dog'"):  # what is left is checked too
-        prepared_data(asked(root, skip_broken=True), look)
+        prepared_data(asked(root, skip_broken=True), look, print)
+
+
+def test_pictures_that_would_be_learned_and_validated_on_are_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    root = class_folders(tmp_path / "set", {"cat": 6, "dog": 3})
+    prepared_data(asked(root), look, told.append)
+    assert not told
+    (root / "dog" / "again.png").write_bytes(encoded(0, 2))
+    prepared_data(asked(root), look, told.append)
+    assert len(told) == 1
+    assert told[0].startswith("1 pictures are there more than once")
 
 
 def test_a_size_too_small_for_the_network_is_told(tmp_path: Path) -> None:
