@@ -2,9 +2,9 @@
 
     python benchmarks/training_speed.py            # prints; --json FILE keeps the raw samples too
 
-Loop: the same module, the same tensors, turn by turn in short blocks (perwatt, bare, bare, perwatt), plain momentum SGD
-in both, perwatt's with the settings that make a run repeat itself. The ratio is the median over the rounds, its interval
-a bootstrap one. "recipe" is the same with what the quick recipe adds (label smoothing, clipping, the average of weights).
+Loop: the same module, the same tensors, turn by turn in short blocks (perwatt, bare, bare, perwatt), plain momentum
+SGD in both, perwatt's with the settings that make a run repeat itself. The ratio is the median over the rounds, with a
+bootstrap interval. "recipe" is the same with what the quick recipe adds (label smoothing, clipping, averaged weights).
 
 Data: JPEG photographs of 500x375 pixels, cut, resized to 224x224, mirrored, while the network learns from them on the
 same cores: the share of time that steps wait, and what decoding alone reaches.
