@@ -40,7 +40,7 @@ from perwatt.cpu.kernels.dense import (
 )
 from perwatt.cpu.kernels.padding import framing, framing_name, padding
 from perwatt.cpu.kernels.storage import Numbers, load, numbers_of, packed, pairs, reason_against, store, stored
-from perwatt.cpu.kernels.tile import FP32_NUMBERS, LONGEST_RUN, multiply
+from perwatt.cpu.kernels.tile import FP32_NUMBERS, HALF_SUMS_ERROR, LONGEST_RUN, multiply
 from perwatt.plan.algorithm import (
     Algorithm,
     Call,
@@ -214,6 +214,8 @@ def _accepts_direct(weights: Element, arithmetic: Element, step: Step) -> str | 
         return "the input is not in channel blocks"
     if c.groups > 1 and (c.channels // c.groups % step.lanes or c.outputs // c.groups % step.lanes):
         return f"channels of a group are not a multiple of {step.lanes}"
+    if arithmetic == "fp16" and c.outputs // c.groups <= step.lanes:
+        return f"up to {step.lanes} output channels fill half a register of FP16"
     return None
 
 
@@ -230,12 +232,14 @@ def _pixels(c: Convolution) -> int:
     return c.out_height * c.out_width if c.pointwise else c.out_width
 
 
-def _tiles(step: Step) -> list[Tile]:
+def _tiles(arithmetic: Element, step: Step) -> list[Tile]:
     c = read_convolution(step)
     each, pixels = blocks(c.outputs // c.groups, step.lanes), _pixels(c)
     found: list[tuple[float, Tile]] = []
     for rows, columns in register_tiles(step.lanes, pixels, each):
         if rows * columns < min(8, pixels * each) and rows < pixels:
+            continue
+        if arithmetic == "fp16" and columns % 2:  # a register holds two columns
             continue
         waste = -(-pixels // rows) * rows / pixels * (-(-each // columns) * columns / each)
         loads = (rows + columns) / (rows * columns)
@@ -299,7 +303,7 @@ def _seconds(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> f
 
 def _converted(arithmetic: Element, x: Tensor) -> bool:
     """Return whether the input is stored otherwise than the products need it."""
-    return x.element != ("bf16" if arithmetic == "bf16" else "fp32")
+    return x.element != arithmetic
 
 
 def _framed(c: Convolution) -> tuple[int, int]:
@@ -313,7 +317,7 @@ def _scratch_bytes(arithmetic: Element, step: Step, tile: Tile) -> int:
         return 0
     height, width = _framed(c)
     channels = blocks(c.channels, step.lanes) * step.lanes if x.layout == "blocked" else c.channels
-    return c.images * channels * height * width * (2 if arithmetic == "bf16" else 4) + 64 * step.lanes
+    return c.images * channels * height * width * ELEMENT_BYTES[arithmetic] + 64 * step.lanes
 
 
 def _calls(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> tuple[Call, ...]:
@@ -404,10 +408,11 @@ def _pack(step: Step, c: Convolution, columns: int, blocked: bool) -> np.ndarray
 
 def _direct(name: str, weights: Element, arithmetic: Element) -> Algorithm:
     def error(step: Step) -> float:
-        return hypot(direct_error(step), rounding_error(weights, arithmetic))
+        sums = HALF_SUMS_ERROR if arithmetic == "fp16" else direct_error(step)
+        return hypot(sums, rounding_error(weights, arithmetic))
 
     return Algorithm(
-        name, ("FusedConv",), partial(_accepts_direct, weights, arithmetic), _tiles,
+        name, ("FusedConv",), partial(_accepts_direct, weights, arithmetic), partial(_tiles, arithmetic),
         partial(_seconds, weights, arithmetic), partial(_calls, weights, arithmetic),
         partial(_scratch_bytes, arithmetic), error, weights, arithmetic, True,
     )  # fmt: skip
@@ -418,8 +423,9 @@ DIRECT_HALF = (
     _direct("direct, fp16 weights", "fp16", "fp32"),
     _direct("direct, bf16 weights", "bf16", "fp32"),
     _direct("direct bf16", "bf16", "bf16"),
+    _direct("direct fp16", "fp16", "fp16"),
 )
 FIRST_LAYER = Algorithm(
-    "first layer", ("FusedConv",), _accepts_first, _tiles, partial(_seconds, "fp32", "fp32"),
+    "first layer", ("FusedConv",), _accepts_first, partial(_tiles, "fp32"), partial(_seconds, "fp32", "fp32"),
     partial(_calls, "fp32", "fp32"), partial(_scratch_bytes, "fp32"), halves=True,
 )  # fmt: skip

@@ -31,7 +31,7 @@ from perwatt.cpu.kernels.dense import (
 )
 from perwatt.cpu.kernels.padding import framing, framing_name
 from perwatt.cpu.kernels.storage import numbers_of, packed, pairs, reason_against, stored
-from perwatt.cpu.kernels.tile import LONGEST_RUN
+from perwatt.cpu.kernels.tile import HALF_SUMS_ERROR, LONGEST_RUN
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tile, Word, direct_error
 from perwatt.plan.precision import ELEMENT_BYTES, Element, rounding_error
 
@@ -43,6 +43,8 @@ def _accepts(weights: Element, arithmetic: Element, step: Step) -> str | None:
         return reason
     if operand(step, 0).layout != "blocked":
         return "the input is not in channel blocks"
+    if arithmetic == "fp16" and known(step, 1).shape[0] <= step.lanes:
+        return f"up to {step.lanes} outputs fill half a register of FP16"
     return None
 
 
@@ -69,12 +71,14 @@ def _depth_blocks(step: Step) -> int:
     return blocks(channels, step.lanes) * height * width
 
 
-def _tiles(step: Step) -> list[Tile]:
+def _tiles(arithmetic: Element, step: Step) -> list[Tile]:
     images, _, outputs = _sizes(step)
     each = blocks(outputs, step.lanes)
     found: list[tuple[float, Tile]] = []
     for rows, columns in register_tiles(step.lanes, images, each):
         if rows * columns < min(8, images * each) and rows < images:
+            continue
+        if arithmetic == "fp16" and columns % 2:  # a register holds two columns
             continue
         waste = -(-images // rows) * rows / images * (-(-each // columns) * columns / each)
         found.append((waste * (1 + 0.3 * (rows + columns) / (rows * columns)), {"rows": rows, "columns": columns}))
@@ -103,14 +107,14 @@ def _seconds(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> f
 
 def _converted(arithmetic: Element, step: Step) -> bool:
     """Return whether the input is stored otherwise than the products need it."""
-    return operand(step, 0).element != ("bf16" if arithmetic == "bf16" else "fp32")
+    return operand(step, 0).element != arithmetic
 
 
 def _scratch_bytes(arithmetic: Element, step: Step, tile: Tile) -> int:
     images, depth, _ = _sizes(step)
     if not _converted(arithmetic, step):
         return 0
-    return depth * images * step.lanes * (2 if arithmetic == "bf16" else 4) + 64 * step.lanes
+    return depth * images * step.lanes * ELEMENT_BYTES[arithmetic] + 64 * step.lanes
 
 
 def _pack(step: Step, starts: np.ndarray, columns: int) -> np.ndarray:
@@ -169,11 +173,13 @@ def _calls(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> tup
 
 def _fully_connected(name: str, weights: Element, arithmetic: Element) -> Algorithm:
     def error(step: Step) -> float:
-        return hypot(direct_error(step), rounding_error(weights, arithmetic))
+        sums = HALF_SUMS_ERROR if arithmetic == "fp16" else direct_error(step)
+        return hypot(sums, rounding_error(weights, arithmetic))
 
     return Algorithm(
-        name, ("FusedGemm",), partial(_accepts, weights, arithmetic), _tiles, partial(_seconds, weights, arithmetic),
-        partial(_calls, weights, arithmetic), partial(_scratch_bytes, arithmetic), error, weights, arithmetic, True,
+        name, ("FusedGemm",), partial(_accepts, weights, arithmetic), partial(_tiles, arithmetic),
+        partial(_seconds, weights, arithmetic), partial(_calls, weights, arithmetic),
+        partial(_scratch_bytes, arithmetic), error, weights, arithmetic, True,
     )  # fmt: skip
 
 
@@ -182,4 +188,5 @@ FULLY_CONNECTED_HALF = (
     _fully_connected("fully connected, fp16 weights", "fp16", "fp32"),
     _fully_connected("fully connected, bf16 weights", "bf16", "fp32"),
     _fully_connected("fully connected bf16", "bf16", "bf16"),
+    _fully_connected("fully connected fp16", "fp16", "fp16"),
 )

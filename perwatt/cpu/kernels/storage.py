@@ -37,29 +37,33 @@ FP32 = Stored()
 
 @dataclass(frozen=True)
 class Numbers:
-    """How a kernel that multiplies has its operands: `pairs` when inputs and weights are pairs of BF16."""
+    """How a kernel that multiplies has its operands.
+
+    `pairs`: inputs and weights are pairs of BF16 with FP32 sums. `halves`: products and short runs of sums are FP16.
+    """
 
     weights: Stored = FP32
     output: Stored = FP32
     residual: Stored = FP32
     pairs: bool = False
+    halves: bool = False
 
     @property
     def label(self) -> str:
         """What differs from FP32, as part of a function's name."""
         if self == Numbers():
             return ""
-        weights = "pairs" if self.pairs else self.weights.label
+        weights = "pairs" if self.pairs else "halves" if self.halves else self.weights.label
         return f"_{weights}_to_{self.output.label}_plus_{self.residual.label}"
 
     @property
     def input(self) -> Stored:
         """How the input must lie: what is stored otherwise is converted before."""
-        return Stored("bf16") if self.pairs else FP32
+        return Stored("bf16") if self.pairs else Stored("fp16") if self.halves else FP32
 
     def panel_words(self, lanes: int) -> int:
         """Return the words of one vector of weights, for one step of `multiply`."""
-        return lanes if self.pairs else self.weights.words(lanes)
+        return lanes if self.pairs or self.halves else self.weights.words(lanes)
 
 
 def stored(element: Element, machine: Machine) -> Stored:
@@ -94,7 +98,7 @@ def numbers_of(step: Step, weights: Element, arithmetic: Element, residual: Tens
     machine = step.machine
     return Numbers(
         stored(weights, machine), stored(step.outputs[0].element, machine),
-        FP32 if residual is None else stored(residual.element, machine), arithmetic == "bf16",
+        FP32 if residual is None else stored(residual.element, machine), arithmetic == "bf16", arithmetic == "fp16",
     )  # fmt: skip
 
 
@@ -165,6 +169,37 @@ def dot_pairs(k: Kernel, a: Vector, b: Vector, sums: Vector) -> Vector:
     name = {16: "llvm.x86.avx512bf16.dpbf16ps.512", 4: "llvm.aarch64.neon.bfdot.v4f32.v8bf16"}[lanes]
     k.module.declare(f"declare {k.vector} @{name}({k.vector}, {pairs}, {pairs})")
     return Vector(k, k.emit(f"call {k.vector} @{name}({k.vector} {sums.text}, {pairs} {first}, {pairs} {second})"))
+
+
+def multiply_halves(k: Kernel, a: Vector, b: Vector, sums: Vector) -> Vector:
+    """Return sum + a·b of the 2V FP16 numbers in each vector's bits, in one rounding where there is such an instruction."""
+    kind, name = f"<{2 * k.lanes} x half>", f"llvm.fmuladd.v{2 * k.lanes}f16"
+    k.module.declare(f"declare {kind} @{name}({kind}, {kind}, {kind})")
+    given = [k.emit(f"bitcast {k.vector} {each.text} to {kind}") for each in (a, b, sums)]
+    made = k.emit(f"call {kind} @{name}({', '.join(f'{kind} {each}' for each in given)})")
+    return Vector(k, k.emit(f"bitcast {kind} {made} to {k.vector}"))
+
+
+def broadcast_half(k: Kernel, pointer: Pointer, words: Whole, second: int) -> Vector:
+    """Read the first or second FP16 number of a word and copy it to all 2V places of a vector's bits."""
+    kind, count = f"<{2 * k.lanes} x half>", 2 * k.lanes
+    place = k.emit(f"getelementptr inbounds half, ptr {(pointer + words).text}, i64 {second}")
+    one = k.emit(f"load half, ptr {place}, align 2")
+    first = k.emit(f"insertelement {kind} poison, half {one}, i64 0")
+    every = k.emit(f"shufflevector {kind} {first}, {kind} poison, <{count} x i32> zeroinitializer")
+    return Vector(k, k.emit(f"bitcast {kind} {every} to {k.vector}"))
+
+
+def widened(k: Kernel, halves: Vector) -> tuple[Vector, Vector]:
+    """Return the 2V FP16 numbers in a vector's bits as two vectors of FP32."""
+    lanes, kind = k.lanes, f"<{2 * k.lanes} x half>"
+    bits = k.emit(f"bitcast {k.vector} {halves.text} to {kind}")
+    parts = []
+    for start in (0, lanes):
+        picked = ", ".join(f"i32 {start + lane}" for lane in range(lanes))
+        part = k.emit(f"shufflevector {kind} {bits}, {kind} poison, <{lanes} x i32> <{picked}>")
+        parts.append(Vector(k, k.emit(f"fpext <{lanes} x half> {part} to {k.vector}")))
+    return parts[0], parts[1]
 
 
 def packed(array: np.ndarray, element: Element) -> np.ndarray:

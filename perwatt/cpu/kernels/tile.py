@@ -10,16 +10,22 @@ first layer's planar input and matrix products differ only in their tables.
 
 Weights stored in halves are converted as they are loaded. With BF16 products a word of four bytes is a pair of numbers
 on both sides, so the loop is the same with half the steps: b is packed [entry][pair][column·V + lane][2].
+
+With FP16 products a register holds two columns, and sums of LONGEST_HALF_RUN products before they are added in FP32.
 """
 
 from collections.abc import Sequence
 from functools import partial
 
 from perwatt.cpu.ir import Kernel, Pointer, Vector, Whole
-from perwatt.cpu.kernels.storage import FP32, Numbers, dot_pairs, load
+from perwatt.cpu.kernels.storage import FP32, Numbers, broadcast_half, dot_pairs, load, multiply_halves, widened
 
 # Products that are summed in one go before a sum is worth the parting.
 LONGEST_RUN = 512
+# In FP16 the error of a sum passes that of its rounded factors after some dozens.
+LONGEST_HALF_RUN = 32
+# RMS error over RMS result of sums in runs of that length, by drawing normal numbers.
+HALF_SUMS_ERROR = 8.3e-4
 FP32_NUMBERS = Numbers()
 
 
@@ -47,6 +53,8 @@ def multiply(
 
     `numbers` says how b is stored; with pairs of BF16 on both sides, steps and strides count pairs.
     """
+    if numbers.halves:
+        return _in_halves(k, accumulators, a, b, table, entries, rows, columns, row_stride, steps)
     if not deep:
         return _run(k, accumulators, a, b, table, 0, entries, rows, columns, row_stride, steps, numbers)
     lanes, run = k.lanes, max(1, LONGEST_RUN // steps)
@@ -81,3 +89,32 @@ def _run(
                     sums[row * columns + column] = multiply_add(pixel, weights[column], sums[row * columns + column])
         loop.carry(sums)
     return loop.results
+
+
+def _in_halves(
+    k: Kernel, accumulators: Sequence[Vector], a: Pointer, b: Pointer, table: Pointer, entries: Whole, rows: int,
+    columns: int, row_stride: int, steps: int,
+) -> list[Vector]:  # fmt: skip
+    """Return the accumulators after all entries, by FP16 products; steps and strides count words of two numbers."""
+    lanes, run, width, pairs = k.lanes, max(1, LONGEST_HALF_RUN // (2 * steps)), columns * k.lanes // 2, columns // 2
+    totals = k.scratch(rows * columns * lanes)
+    for number, value in enumerate(accumulators):
+        k.store(value, totals, number * lanes)
+    with k.loop(0, entries, run, at_least_once=True) as runs:
+        last = k.minimum_index(runs.index + run, entries)
+        with k.loop(runs.index, last, carry=[k.constant(0.0)] * (rows * pairs), at_least_once=True) as loop:
+            here = a + k.table_entry(table, loop.index)
+            panel = b + loop.index * (2 * steps * width)
+            sums = list(loop.carried)
+            for step in range(2 * steps):
+                weights = [k.load(panel, step * width + pair * lanes) for pair in range(pairs)]
+                for row in range(rows):
+                    pixel = broadcast_half(k, here, row * row_stride + step // 2, step % 2)
+                    for pair in range(pairs):
+                        sums[row * pairs + pair] = multiply_halves(k, pixel, weights[pair], sums[row * pairs + pair])
+            loop.carry(sums)
+        for number, value in enumerate(loop.results):
+            for half, wide in enumerate(widened(k, value)):
+                place = (number * 2 + half) * lanes
+                k.store(k.load(totals, place) + wide, totals, place)
+    return [k.load(totals, number * lanes) for number in range(rows * columns)]
