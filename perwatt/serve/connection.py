@@ -40,6 +40,39 @@ class Client:
             self.task.cancel()
 
 
+class OneWrite:
+    """A transport for one response: its header waits for the first part of the body, and both leave in one packet.
+
+    uvicorn writes them one after the other, which is two system calls here and often two wake-ups at the client.
+    """
+
+    __slots__ = ("_held", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        """Write a part, the first together with the second."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._transport.writelines((held, data) if data else (held,))
+        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+            self._held = data
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close once everything is written."""
+        if self._held is not None:
+            self.write(b"")
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed or about to be."""
+        return self._transport.is_closing()
+
+
 class Connection(HttpToolsProtocol):
     """A connection under limits; `under` makes the kind that uvicorn is given."""
 
@@ -97,6 +130,8 @@ class Connection(HttpToolsProtocol):
         # A body beyond the limit is refused by its length; the refused rest is thrown away no longer than a whole one.
         self._watch(limits.receive_s + min(length or limits.body_bytes, limits.body_bytes) / limits.least_bytes_per_s)
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":  # whose header is all there is
+            self.cycle.transport = OneWrite(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body, and wake the application only for a whole one or a large part of one.
@@ -124,7 +159,7 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self.loop.call_later(FLUSH_S, self.transport.abort)
-        elif not self._in_header:
+        elif not self._in_header and self.cycle.response_complete:  # it is this request's body that still comes
             self._watch(LINGER_S)
 
     def timeout_keep_alive_handler(self) -> None:
