@@ -2,6 +2,10 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,8 @@ from PIL import Image
 from scripted_server import Reply, Server, serving
 
 from perwatt import cli
+from perwatt.lab.load import pictures
+from perwatt.lab.load.check import check
 from perwatt.lab.load.command import shown
 from perwatt.lab.load.record_file import load
 from perwatt.lab.load.target import Asking, address, prepare
@@ -67,6 +73,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures, which take longer than the rest."""
+    monkeypatch.setattr(pictures, "write", lambda record, path: ())
+
+
 def run(server: Server, tmp_path: Path, *arguments: str) -> int:
     return cli.run(["loadtest", f"http://127.0.0.1:{server.port}", "--out", str(tmp_path / "out"), *arguments])
 
@@ -89,6 +101,7 @@ def test_photographs_are_sent_checked_and_kept(
     assert {each.suffix for each in (tmp_path / "out").iterdir()} == {".json", ".svg", ".png"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_requests_answer_is_a_fault(
     server: Server,
     state: Protocol,
@@ -111,6 +124,27 @@ def test_another_requests_answer_is_a_fault(
     assert run(server, tmp_path, "--rate", "60", *options) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["runs"][0]["figures"]["outcomes"]["stranger"] > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_test_that_is_stopped_keeps_what_it_measured(
+    server: Server, photos: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    url, options = f"http://127.0.0.1:{server.port}", ("--rate", "50", "--seconds", "300", "--photos", str(photos))
+    command = (sys.executable, "-m", "perwatt", "loadtest", url, *options, "--out", str(tmp_path / "out"))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while server.requests < 30:  # a hanging test ends with the suite's own limit
+            time.sleep(0.05)
+        process.send_signal(sent)
+        told, _ = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert "stopped by Ctrl-C" in told
+    (path,) = (tmp_path / "out").glob("*.json")
+    record = load(path)
+    assert record.partial
+    assert check(record) == []
+    assert record.runs[0].figures.outcomes["good"] > 10
 
 
 @pytest.mark.parametrize(
@@ -147,6 +181,7 @@ def test_no_server_is_told_with_the_remedy(tmp_path: Path, capsys: pytest.Captur
     assert "perwatt serve" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_token_is_sent_and_not_kept(server: Server, photos: Path, tmp_path: Path) -> None:
     options = ("--seconds", "0.2", "--token", "secret", "--photos", str(photos))
     assert run(server, tmp_path, "--concurrency", "1", *options) == 0

@@ -18,7 +18,7 @@ from perwatt.lab.terminal import console
 def loadtest(request: LoadRequest, *, as_json: bool) -> LoadRecord:
     """Do a load test, keep its Record and pictures, print it, and return it."""
     # A polite end from outside keeps what was measured, as Ctrl-C does.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         with Display(console(stderr=True)) as display:
             record = run_loadtest(request, display)

@@ -32,6 +32,7 @@ SWEEP_S = 0.05
 AFTER_REFUSAL_S = 0.05
 # Servers close idle connections after some seconds (uvicorn: 5); a request sent into such a close would be lost.
 IDLE_LIMIT_S = 2.0
+COLLECT_ABOVE_NS = 100_000_000  # a run shorter than this makes no garbage worth the time
 _NEVER = -1
 
 Judge = Callable[[int, bytes, bytes], int]  # shot, head, body
@@ -180,7 +181,8 @@ class Generator:
         self.finished = loop.create_future()
         await asyncio.gather(*(self._open(None) for _ in range(warm)))
         collecting = gc.isenabled()
-        gc.collect()
+        if length_ns > COLLECT_ABOVE_NS:
+            gc.collect()
         gc.disable()  # a collection among a million prepared objects takes longer than an answer
         processor_s = time.process_time()
         self.start_ns = time.monotonic_ns()
