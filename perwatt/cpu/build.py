@@ -72,8 +72,6 @@ def build(plan: Plan, team: Team, packed: PackedArrays | None = None) -> Code:
         calls += [(position, call) for call in algorithm.calls(planned.step, planned.choice.tile)]
     functions, native = _compile(plan, [call for _, call in calls])
     arena, scratch = memory.floats(plan.arena_floats), memory.floats(plan.scratch_bytes // 4 + 16)
-    # Variants come and go, each array on its own; the arrays of a plan that stays are one piece.
-    allocate = memory.Pool().floats if packed is None else memory.floats
     packed = {} if packed is None else packed
     kept: dict[tuple[int, str], np.ndarray] = {}
     words: list[int] = []
@@ -85,9 +83,7 @@ def build(plan: Plan, team: Team, packed: PackedArrays | None = None) -> Code:
         step_of_row.append(position)
         for word in call.words:
             words.append(
-                _resolve(
-                    plan, position, word, first_image, arena, scratch, packed, allocate, kept, relocations, len(words)
-                )
+                _resolve(plan, position, word, first_image, arena, scratch, packed, kept, relocations, len(words))
             )
     arguments = np.array(words or [0], np.int64)
     table = np.zeros((len(rows), 4), np.int64)
@@ -126,7 +122,7 @@ def emitter_digest() -> str:
 
 def _resolve(
     plan: Plan, position: int, word: Word, first_image: int, arena: np.ndarray, scratch: np.ndarray,
-    packed: PackedArrays, allocate: memory.Allocate, kept: PackedArrays, relocations: list[Relocation], index: int,
+    packed: PackedArrays, kept: PackedArrays, relocations: list[Relocation], index: int,
 ) -> int:  # fmt: skip
     """Return the value of one word: a number, or an address."""
     match word:
@@ -135,7 +131,7 @@ def _resolve(
             if name in step.constants:
                 return _resolve(
                     plan, position, Packed(f"constant {name}", lambda: step.constants[name]), first_image, arena,
-                    scratch, packed, allocate, kept, relocations, index,
+                    scratch, packed, kept, relocations, index,
                 )  # fmt: skip
             place = plan.placement.places[name]
             offset_bytes = 4 * place.start(first_image)
@@ -146,7 +142,7 @@ def _resolve(
         case Packed(label, make):
             key = (position, label)
             if key not in packed:
-                packed[key] = memory.aligned(make(), allocate)
+                packed[key] = memory.aligned(make())
             kept[key] = packed[key]
             return int(packed[key].ctypes.data)
         case Places(names):
@@ -161,7 +157,6 @@ def _resolve(
                     arena,
                     scratch,
                     packed,
-                    allocate,
                     kept,
                     relocations,
                     index,

@@ -1,6 +1,6 @@
 """open(): from a package to a Model that has been seen to answer rightly on this machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from perwatt.errors import InputError, InvalidPackage
@@ -32,15 +32,19 @@ def open(
         package = read(package)
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision == "auto":
-        raise InputError("precision: expected fp32, fp16 or bf16, got auto, which perwatt's engine does not have yet")
+    mixture = package.evidence.get("precision") if precision == "auto" else precision
+    if not isinstance(mixture, str | Mapping):
+        raise InputError(
+            f"{package.name}: expected the package to carry the evidence of precision auto, it has none; use fp32, or "
+            "find one with perwatt tune --precision auto"
+        )
     model = compile(
         package.model,
         batch,
         threads=threads,
         tune=tune,
         tune_limit_s=tune_limit_s,
-        precision=precision,
+        precision=mixture,
         progress=progress,
     )
     check_fit(package, model, batch)

@@ -20,6 +20,7 @@ from perwatt.cpu.kernels.convolution import DIRECT, DIRECT_HALF
 from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED, FULLY_CONNECTED_HALF
 from perwatt.cpu.kernels.storage import from_bf16, has_bf16_products, has_fp16_products, packed
 from perwatt.cpu.kernels.tile import LONGEST_HALF_RUN
+from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD_HALF
 from perwatt.plan.algorithm import Algorithm
 from perwatt.plan.precision import Allowance, Element
 
@@ -148,3 +149,21 @@ def test_fp16_products(case: Case) -> None:
         got = run(algorithm, step, known.feeds, tile, garbage=0.5)[0]
         excess = (abs(got - wanted) / tolerance).max()
         assert excess <= 1, f"{dict(tile)}: {excess:.2f} times what is allowed"
+
+
+@pytest.mark.parametrize("taps", [pytest.param(3), pytest.param(5, marks=pytest.mark.slow)])
+def test_winograd_in_halves_is_as_exact_as_its_error_says(taps: int) -> None:
+    """What the plan expects of a transform domain in halves, against float64: 0.6 to 1.4 times as much is seen."""
+    pads = (taps // 2,) * 4
+    case = Case(64, 32, (20, 18), (taps, taps), pads, images=2, threads=2, lanes=WIDEST)
+    given = problem(case, seed=6, bias=False)
+    step = in_halves(given.step, ANY)
+    met = []
+    for algorithm in WINOGRAD_HALF:
+        if algorithm.accepts(step) is not None:
+            continue
+        difference = run(algorithm, step, given.feeds)[0] - given.exact
+        error = np.sqrt(np.mean(difference**2) / np.mean(given.exact**2))
+        met.append(algorithm.name)
+        assert 0.6 < error / algorithm.error(step) < 1.4, f"{algorithm.name}: {error:.2e}, {algorithm.error(step):.2e}"
+    assert len(met) >= 3
