@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from perwatt import settings
+from perwatt.cpu import memory
 from perwatt.cpu.build import build
 from perwatt.cpu.catalogue import KERNELS
 from perwatt.cpu.team import shared_team
@@ -89,7 +90,10 @@ def compile(
         if timings != kept:
             tuning_file.keep(placement, timings, machine)
         plan = make(rewritten.name, placement, KERNELS, timings=timings, considered=considered)
-    return Model(plan, build(plan, team), inputs, outputs)
+    model = Model(plan, build(plan, team), inputs, outputs)
+    del graph, rewritten, placement, considered, plan  # or their weights would still be held
+    memory.give_back()
+    return model
 
 
 def _check_weights(graph: Graph) -> None:
