@@ -21,6 +21,12 @@ def serve(
     token: Annotated[str, typer.Option(help="What clients must know; PERWATT_TOKEN hides it from ps.")] = "",
     max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Most images of a batch.")] = 16,
     queue: Annotated[int, typer.Option(min=1, help="Most images that wait for the engine.")] = 1024,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16 or auto, within the packages' own tolerances.")
+    ] = "fp32",
+    tune: Annotated[
+        float, typer.Option(min=0.0, help="Seconds of timing for each batch size, at the first start.")
+    ] = 6.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine. [default: every core]")] = None,
     drain: Annotated[float, typer.Option(min=0.0, help="Seconds to finish what is inside after SIGTERM.")] = 30.0,
     demo: Annotated[bool, typer.Option("--demo", help="Serve a built-in package, made on the spot.")] = False,
@@ -64,6 +70,8 @@ def serve(
             token=token or settings.token(),
             max_batch=max_batch,
             queue=queue,
+            precision=precision,
+            tune_limit_s=tune,
             threads=threads,
             drain_s=drain,
             unproven=unproven,

@@ -29,6 +29,8 @@ class Serving:
     token: str | None
     max_batch: int
     queue: int
+    precision: str
+    tune_limit_s: float
     threads: int | None
     drain_s: float
     unproven: bool
@@ -41,6 +43,8 @@ def run_server(given: Serving, energy: Joules | None = None) -> int:
     objectives: dict[str, Objective] = {name: name for name in OBJECTIVES}
     if given.objective not in objectives:
         raise InputError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {given.objective!r}")
+    if given.precision not in packages.PRECISIONS:
+        raise InputError(f"precision: expected one of {', '.join(packages.PRECISIONS)}, got {given.precision!r}")
     paths = (*given.packages, packages.demo(tell=tell)) if given.demo else given.packages
     request = ServeRequest(
         packages=paths,
@@ -52,7 +56,13 @@ def run_server(given: Serving, energy: Joules | None = None) -> int:
         decode_threads=this_machine().cores,
         deadline_s=given.p99_ms / 1000,
         drain_s=given.drain_s,
-        engine=EngineSettings(max_batch=given.max_batch, threads=given.threads, unproven=given.unproven),
+        engine=EngineSettings(
+            max_batch=given.max_batch,
+            precision=given.precision,
+            threads=given.threads,
+            tune_limit_s=given.tune_limit_s,
+            unproven=given.unproven,
+        ),
         batching=Limits(
             max_batch=given.max_batch,
             queue_images=max(given.queue, given.max_batch),

@@ -311,6 +311,7 @@ def test_the_example_clients_and_the_demo(tmp_path: Path) -> None:
         (["--null", "3x4", "--token", "short"], "at least 8 characters"),
         (["--null", "3x4", "--objective", "speed"], "latency, throughput, energy"),
         (["--null", "3x4", "--objective", "energy"], "meter"),
+        (["--null", "3x4", "--precision", "int1"], "fp32, fp16, bf16, auto"),
         (["--null", "3x4", "--host", "example.org"], "expected an address"),
         (["tests"], "expected packages in this folder"),
     ],
