@@ -31,7 +31,9 @@ BATCHES = (1, 2, 3, 8)
 FEWEST_IMAGES, MOST_IMAGES = 8, 64
 # Multiply-adds to spend on the training form in float64: about two seconds on two cores.
 BUDGET = 25_000_000_000
-GOLDEN_IMAGES = 8
+# Golden examples are replayed at every start: fewer of large networks.
+FEWEST_GOLDEN, MOST_GOLDEN = 4, 8
+GOLDEN_BUDGET = 8_000_000_000
 LARGE_PHOTOGRAPH_BYTES = 4 << 20
 # Rounding counts from here: below, two answers are the same number.
 SMALLEST_ERROR = 2.0**-24
@@ -79,12 +81,14 @@ def publish(
     values = math.prod(target.values[target.outputs[0]].shape[1:])
     if len(labels) != values:
         raise InputError(f"labels: expected {values}, one for each output of {target.name}, got {len(labels)}")
-    chosen = _chosen(data, (total_cost(target).multiply_adds or 0) // target.values[target.inputs[0]].shape[0])
+    multiply_adds = max(1, (total_cost(target).multiply_adds or 0) // target.values[target.inputs[0]].shape[0])
+    chosen = _chosen(data, multiply_adds)
     say(f"answers of the training form for {len(chosen)} validation images")
     inputs = np.stack([preprocess(data.photo(index), preprocessing) for index in chosen])
     exact, usual = answers(module, inputs, torch.float64), answers(module, inputs, torch.float32)
     own_error = _error(usual, exact)
-    first = _golden(data, chosen, usual, exact)
+    most = min(MOST_GOLDEN, max(FEWEST_GOLDEN, GOLDEN_BUDGET // multiply_adds))
+    first = _golden(data, chosen, usual, exact, most)
     package = pack(
         write(target, batch="batch"),
         name,
@@ -132,12 +136,12 @@ def _chosen(data: Split, multiply_adds: int) -> list[int]:
     """Return places of images spread evenly over the split: as many as the budget allows."""
     if not len(data):
         raise InputError("validation: expected images to verify the export on, got none; keep some from training")
-    count = min(MOST_IMAGES, max(FEWEST_IMAGES, BUDGET // max(multiply_adds, 1)), len(data))
+    count = min(MOST_IMAGES, max(FEWEST_IMAGES, BUDGET // multiply_adds), len(data))
     order = np.argsort(data.labels, kind="stable")  # every class, as far as there are as many images
     return sorted(int(order[place]) for place in np.linspace(0, len(data) - 1, count).round().astype(int))
 
 
-def _golden(data: Split, chosen: Sequence[int], usual: np.ndarray, exact: np.ndarray) -> list[int]:
+def _golden(data: Split, chosen: Sequence[int], usual: np.ndarray, exact: np.ndarray, most: int) -> list[int]:
     """Return which of the chosen images become golden examples, those that rounding moves most first.
 
     The tolerances are made from the first of them, and have to hold for all. Large files are left out where possible: a
@@ -147,7 +151,7 @@ def _golden(data: Split, chosen: Sequence[int], usual: np.ndarray, exact: np.nda
     sizes = [len(data.encoded(index)) for index in chosen]
     places = sorted(range(len(chosen)), key=lambda place: -errors[place])
     handy = [place for place in places if sizes[place] <= LARGE_PHOTOGRAPH_BYTES]
-    return (handy or sorted(places, key=lambda place: sizes[place])[:1])[:GOLDEN_IMAGES]
+    return (handy or sorted(places, key=lambda place: sizes[place])[:1])[:most]
 
 
 def _check(package: Package, batch: int, inputs: np.ndarray, exact: np.ndarray, threads: int | None) -> Checked:
