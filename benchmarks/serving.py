@@ -158,7 +158,7 @@ def rival(bench: Bench, given: Given) -> None:
         raise SystemExit(f"{given.rival_python}: expected the rival's Python, there is none; see the head of this file")
     seconds = given.lasting(20, 2)
     package = package_of(given.network)
-    size = packages.read(package).preprocessing.size
+    how = packages.read(package).preprocessing
     network = package.with_suffix(".onnx")
     network.write_bytes(packages.read(package).model)
     settings = Settings(seconds=seconds, seed=given.seed, limit_s=given.p99_s)
@@ -187,17 +187,17 @@ def rival(bench: Bench, given: Given) -> None:
         options = ("--max-batch", str(MOST_BATCH), "--window-ms", f"{window_ms:g}")
         names.append(f"litserve {window_ms:g} ms")
         with launched((*words, *options), {"network": given.network, "window": f"{window_ms:g} ms"}) as other:
-            search(raw_tensors(bench, other, size, given.seed, names[-1]))
+            search(raw_tensors(bench, other, (how.channels, *how.size), given.seed, names[-1]))
     found = {each.target: each.held or 0.0 for each in bench.searches}
     best = max(names, key=lambda name: found[name])
     told = f"{given.network}: rate at a p99 of {1000 * given.p99_s:g} ms over that of the best window ({best})"
     bench.claims.append(claims.claim(told, "ratio of held rates", ["perwatt", best], ">=", 1.5))
 
 
-def raw_tensors(bench: Bench, server: Launched, size: tuple[int, int], seed: int, name: str) -> Prepared:
+def raw_tensors(bench: Bench, server: Launched, shape: tuple[int, ...], seed: int, name: str) -> Prepared:
     """Return requests with bare float32 bytes for the rival, made from the same photographs."""
     where = address(f"{server.url}/predict")
-    same = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3, *size]}]}
+    same = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, *shape]}]}
     made, photographs = tensors(same, find_photographs(None), seed)
     shots = tuple(
         post(where.path, where.host, np.ascontiguousarray(each, "<f4").tobytes(), name=f"tensor {number}", model=name)

@@ -189,6 +189,30 @@ def test_being_stopped_keeps_what_was_sent() -> None:
     assert np.all(outcome.samples.released_ns >= 0)
 
 
+def test_giving_up_waits_for_what_was_sent_and_for_connections_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(lambda number, body: Reply(delay_s=0.3)) as server:
+        generator = Generator(Endpoint("127.0.0.1", server.port), [shot()])
+
+        async def main() -> Outcome:
+            loop = asyncio.get_running_loop()
+            connect = loop.create_connection
+
+            async def slowly(*arguments, **options):  # type: ignore[no-untyped-def]
+                await asyncio.sleep(0.7)  # longer than until the first question whether to give up
+                return await connect(*arguments, **options)
+
+            monkeypatch.setattr(loop, "create_connection", slowly)
+            schedule = at(*np.arange(100) * 0.03)
+            return await asyncio.wait_for(generator.open_loop(schedule, give_up=lambda _: True), 60)
+
+        with asyncio.Runner(loop_factory=fine_loop) as runner:
+            outcome = runner.run(main())
+    assert outcome.gave_up
+    assert not outcome.stopped
+    assert 1 <= len(outcome.samples.due_ns) < 100
+    assert set(outcome.samples.status) == {200}
+
+
 def test_nothing_to_send_is_refused() -> None:
     with pytest.raises(InputError, match="give photographs"):
         Generator(Endpoint("127.0.0.1", 1), [])

@@ -116,6 +116,7 @@ class Generator:
         self.outstanding = 0
         self.next = 0
         self.start_ns = 0
+        self.given_up = False
         self.closing = False
         self.finished: asyncio.Future[None]
         self.buffer = memoryview(bytearray(RECEIVE_BYTES))
@@ -213,13 +214,13 @@ class Generator:
         """Send every request that is due, and come back when the next one is."""
         due, count = self.due, len(self.due)
         index, now = self.next, time.monotonic_ns() - self.start_ns
-        while index < count and due[index] <= now:
+        while index < count and due[index] <= now and not self.given_up:
             self.next = index + 1
             self.released[index] = now
             self.outstanding += 1
             self._send(index)
             index, now = self.next, time.monotonic_ns() - self.start_ns
-        if index < count and not self.closing:
+        if index < count and not self.given_up:
             asyncio.get_running_loop().call_at((self.start_ns + due[index]) * 1e-9, self._release)
         else:
             self._end_if_done()
@@ -305,6 +306,9 @@ class Generator:
         self.alive += 1
         if self.closing:
             connection.abort()
+        elif connection.transport is None:  # closed again before this task went on
+            if index is not None:
+                self._settle_sample(index, BROKEN)
         elif index is not None and self.done[index] == _NEVER:
             self._write(connection, index)
         else:
@@ -371,7 +375,7 @@ class Generator:
 
     def _end_if_done(self) -> None:
         now = time.monotonic_ns() - self.start_ns
-        over = self.closing or (now >= self.end_ns if self.draw is not None else self.next >= len(self.due))
+        over = self.given_up or (now >= self.end_ns if self.draw is not None else self.next >= len(self.due))
         if over and self.outstanding == 0 and not self.finished.done():
             self.finished.set_result(None)
 
@@ -401,8 +405,8 @@ class Generator:
             if ticks % 10 == 0:
                 if progress is not None:
                     progress(min(1.0, now / length_ns))
-                if give_up is not None and not self.closing and give_up(self):
-                    self.closing = True
+                if give_up is not None and not self.given_up and give_up(self):
+                    self.given_up = True
                     self._end_if_done()
             if self.draw is not None:
                 self._end_if_done()
