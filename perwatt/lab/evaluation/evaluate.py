@@ -202,15 +202,22 @@ def _job(package: Package, batch: int, folder: Path, threads: int) -> Callable[[
             f"{package.name}: expected a network with one input {[*wanted, *package.preprocessing.size]}, as its "
             f"preprocessing makes, got {list(shape)}; make the package again"
         )
-    return lambda lane: Job(
-        model_path=str(path),
-        input_name=graph.inputs[0],
-        input_shape=shape,
-        output_name=graph.outputs[0],
-        precision=lane.precision,
-        threads=threads,
-        patience_s=PATIENCE_S,
-    )
+
+    def job(lane: Lane) -> Job:
+        known = entry(lane.engine)
+        assert known is not None
+        return Job(
+            model_path=str(path),
+            input_name=graph.inputs[0],
+            input_shape=shape,
+            output_name=graph.outputs[0],
+            precision=lane.precision,
+            threads=threads,
+            device=known.device,
+            patience_s=PATIENCE_S,
+        )
+
+    return job
 
 
 def _package_facts(package: Package, classes: int) -> PackageFacts:
