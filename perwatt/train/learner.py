@@ -53,7 +53,9 @@ class Learner:
     def __init__(
         self, module: nn.Module, recipe: Recipe, seed: int, steps_in_epoch: int, weights: np.ndarray | None = None
     ) -> None:
-        self.module, self.recipe, self.seed, self.steps_in_epoch = module, recipe, seed, steps_in_epoch
+        # Batches come with their channels last; weights of the same order save PyTorch turning them at each step.
+        self.module = module.to(memory_format=torch.channels_last)
+        self.recipe, self.seed, self.steps_in_epoch = recipe, seed, steps_in_epoch
         self.device = next(module.parameters()).device
         self.average = deepcopy(module) if recipe.ema else module
         mine = module.state_dict()
@@ -135,10 +137,14 @@ class Learner:
         except RuntimeError as error:
             told = " ".join(str(error).split())[:300]
             raise TrainingError(f"checkpoint: expected that of this network, got another: {told}") from error
+        learned = [each for group in self.optimizer.param_groups for each in group["params"]]
         kept: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below("optimizer/", tensors).items():
             place, key = name.split("/")
-            kept.setdefault(int(place), {})[key] = tensor
+            weight = learned[int(place)]
+            # Other strides than the weight's would take another way through PyTorch, which may round otherwise.
+            same = torch.empty_like(weight).copy_(tensor) if tensor.shape == weight.shape else tensor
+            kept.setdefault(int(place), {})[key] = same
         self.optimizer.load_state_dict({"state": kept, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.scaler.load_state_dict(values["scaler"])
         self.step = int(values["step"])

@@ -196,7 +196,7 @@ def _ended(
     path = asked.out / f"{begin.name}-{data.name}.perwatt"
     assert isinstance(module, TrainingForm)
     publish(
-        module.cpu(),
+        module.to("cpu", memory_format=torch.contiguous_format),
         begin.deployed,
         data.split("validation"),
         begin.preprocessing,

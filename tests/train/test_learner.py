@@ -218,6 +218,29 @@ def test_the_parts_of_a_step_drop_differently() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_sums_are_restored_in_the_memory_order_of_their_weights(optimizer: str) -> None:
+    def convolution(seed: int) -> Learner:
+        torch.manual_seed(seed)
+        layers = nn.Sequential(nn.Conv2d(3, 7, 2), nn.ReLU(), nn.Flatten(), nn.Linear(7, CLASSES))
+        return Learner(layers, Recipe(**{**vars(PLAIN), "optimizer": optimizer, "momentum": 0.9}), 1, 10)  # type: ignore[arg-type]
+
+    whole, other = convolution(1), convolution(2)
+    whole.learn(batch(1))
+    tensors, values = whole.state()
+    other.restore(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, values
+    )
+    for learner in (whole, other):
+        for weight, kept in learner.optimizer.state.items():
+            assert all(sum_.stride() == weight.stride() for sum_ in kept.values() if sum_.shape == weight.shape)
+    for step in (2, 3):
+        whole.learn(batch(step))
+        other.learn(batch(step))
+    for (name, one), another in zip(whole.state()[0].items(), other.state()[0].values(), strict=True):
+        assert torch.equal(one, another), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_restored_learner_goes_on_bit_for_bit(optimizer: str) -> None:
     changes = {"optimizer": optimizer, "ema": 0.9, "momentum": 0.9, "mixup": 0.3, "label_smoothing": 0.1}
     recipe = Recipe(**{**vars(PLAIN), **changes})  # type: ignore[arg-type]
