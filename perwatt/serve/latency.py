@@ -22,6 +22,9 @@ KEPT_SAMPLES = 100  # the fewest that carry a 99th percentile; also how soon an 
 PERCENTILE = 0.99
 # Before a size has enough samples its 99th percentile is put this far above the median, or at its slowest run.
 TAIL_OF_FEW = 1.25
+# The most that a bound lies above the median: a machine that once stood still for seconds would otherwise turn away
+# requests for as long as that run is remembered.
+MOST_TAIL = 4.0
 # Plans are made anew when a curve has moved by this share: they cost more than a prediction.
 _MOVED = 0.03
 # A size whose quantiles have moved by less than this share leaves the curves as they are.
@@ -249,10 +252,11 @@ class LatencyTable:
         full = [each.quantile(PERCENTILE) / median for each, median in zip(samples, medians, strict=True)
                 if len(each.ordered) >= KEPT_SAMPLES]  # fmt: skip
         tail = max(full, default=TAIL_OF_FEW)
-        bounds = [
+        slowest = [
             each.quantile(PERCENTILE) if len(each.ordered) >= KEPT_SAMPLES else max(each.ordered[-1], median * tail)
             for each, median in zip(samples, medians, strict=True)
         ]
+        bounds = [min(pair) for pair in zip(slowest, (MOST_TAIL * median for median in medians), strict=True)]
         expected = _rising(medians, weights)
         bound = [max(pair) for pair in zip(_rising(bounds, weights), expected, strict=True)]
         place = {size: index for index, size in enumerate(self.sizes)}

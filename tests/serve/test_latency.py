@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perwatt.errors import InputError
-from perwatt.serve.latency import KEPT_SAMPLES, LatencyTable
+from perwatt.serve.latency import KEPT_SAMPLES, MOST_TAIL, LatencyTable
 
 SIZES = (1, 2, 4, 8)
 
@@ -22,6 +22,13 @@ def table_of(seconds: dict[int, float], samples: int = KEPT_SAMPLES) -> LatencyT
 
 
 rising = st.lists(st.floats(1e-4, 1.0), min_size=4, max_size=4).map(lambda gaps: [sum(gaps[: i + 1]) for i in range(4)])
+
+
+def test_a_machine_that_stood_still_once_turns_nobody_away_for_long() -> None:
+    table = table_of({1: 0.01, 2: 0.015}, samples=20)
+    table.observe(1, 5.0)
+    assert table.expected_s(1) == pytest.approx(0.01)
+    assert table.bound_s(1) <= MOST_TAIL * 0.01
 
 
 @settings(deadline=None)
