@@ -22,6 +22,7 @@ from perwatt.lab.photographs import find_photographs
 
 READY_S = 600.0
 GOLDEN_PHOTOGRAPHS = 4
+NICENESS = 5
 
 
 @dataclass
@@ -44,12 +45,17 @@ class Launched:
 
 @contextmanager
 def launched(command: Sequence[str], options: Mapping[str, str] | None = None) -> Iterator[Launched]:
-    """Start a server that says `at http://...` on stderr once it is ready, and end it with SIGTERM."""
+    """Start a server that says `at http://...` on stderr once it is ready, and end it with SIGTERM.
+
+    It runs at a lower priority than the load generator, which on another machine would not have to wait for it either.
+    """
     with tempfile.TemporaryDirectory(prefix="perwatt-served-") as folder:
         log = Path(folder) / "log"
         with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-        server = Launched(process, "", log, options or {})
+            polite = ["nice", "-n", str(NICENESS), *command]
+            process = subprocess.Popen(polite, stdout=file, stderr=file, start_new_session=True)
+        told = {"priority": f"{NICENESS} below the generator's"}
+        server = Launched(process, "", log, {**(options or {}), **told})
         try:
             server.url = _ready(server)
             yield server
@@ -149,7 +155,8 @@ class InProcess:
     """The engine without a server, in a process of its own that rests until it is asked for its speed."""
 
     def __init__(self, package: Path, batches: Sequence[int], precision: str = "fp32") -> None:
-        command = [sys.executable, str(Path(__file__).with_name("in_process.py")), str(package), precision]
+        script = str(Path(__file__).with_name("in_process.py"))
+        command = ["nice", "-n", str(NICENESS), sys.executable, script, str(package), precision]
         self.process = subprocess.Popen(
             [*command, *map(str, batches)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

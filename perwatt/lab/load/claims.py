@@ -112,6 +112,8 @@ def _held_ratio(record: LoadRecord, of: Sequence[str]) -> Found:
     first, second = found.get(of[0]), found.get(of[1])
     if first is None or second is None or first.held is None or second.held is None:
         return None
+    if second.limited_by != "server":  # it may hold more than was seen: nothing to boast of
+        return None
     low = first.held / second.failed if second.failed is not None else None
     high = first.failed / second.held if first.failed is not None else None
     return first.held / second.held, low, high

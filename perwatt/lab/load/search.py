@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from perwatt.lab.load.runs import Bench, Settings
 from perwatt.lab.statistics import fewest_runs
 
 RESOLUTION = 0.05
-MOST_PROBES = 12
+MOST_PROBES = 20
 FIRST_LANES = 32
 SATURATION_S = 3.0
 REST_S = 0.5
@@ -25,7 +26,7 @@ _FIRST = 0.8  # of the saturated rate: arrivals are uneven, and a queue needs ro
 _GROW = 1.5
 LONGEST_PROBE_S = 120.0
 BUSY_SHARE = 0.5  # of a core: a generator that is late for lack of its own speed uses more
-MOST_STALLS = 3
+MOST_TRIES = 3  # of a rate
 
 
 GiveUp = Callable[[Generator], bool]
@@ -57,7 +58,7 @@ def find_max(
     bench.searches.append(found)
     saturated = _saturation(bench, settings, saturate)
     ceiling = math.inf
-    stalls = 0
+    stalls: Counter[float] = Counter()
     rate = max(_FIRST * saturated, 1.0 / LONGEST_PROBE_S)
     for number in range(MOST_PROBES):
         if bench.partial_reason is not None:
@@ -70,8 +71,8 @@ def find_max(
         bench.searches[place] = found
         if not run.figures.kept_up:
             # Busy: what lies above is the generator's limit. Else the machine stood still for a while: once more.
-            stalls += 1
-            if run.figures.generator_share < BUSY_SHARE and stalls <= MOST_STALLS:
+            stalls[rate] += 1
+            if run.figures.generator_share < BUSY_SHARE and stalls[rate] < MOST_TRIES:
                 continue
             ceiling = min(ceiling, rate)
         upper = min(found.failed or math.inf, ceiling)

@@ -37,14 +37,17 @@ def table(record: LoadRecord) -> Table:
     names = ["run", "asked/s", "right/s", "good/s", "p50 ms", "p90", "p99", "p99.9", "good", *["limit"] * limited]
     for name in names:
         made.add_column(name, justify="left" if name in ("run", "limit") else "right", no_wrap=name != "run")
-    several = len(record.targets) > 1
+    several, last = len(record.targets) > 1, ""
     for run in record.runs:
         figures = run.figures
+        if several and run.target != last:
+            made.add_row(Text(run.target, style="bold"))
+            last = run.target
         carried = {each.percentile: each.latency_s for each in figures.percentiles}
         asked = number_text(run.rate) if run.rate is not None else f"{run.concurrency} at a time"
         plain = figures.requests - sum(figures.outcomes.get(name, 0) for name in _GOOD[1:])
         cells = [
-            Text(f"{run.label} ({run.target})" if several else run.label),
+            Text(f"  {run.label}" if several else run.label),
             Text(asked),
             Text(estimate_text(figures.answers_per_s)),
             Text(estimate_text(figures.goodput_per_s)),
@@ -71,18 +74,19 @@ def _limit(run: Run) -> Text:
 def unlike(record: LoadRecord) -> Iterator[Text]:
     """Yield what was not good of each run, and why nothing is concluded from some."""
     for run in record.runs:
-        other = {name: count for name, count in run.figures.outcomes.items() if name not in _GOOD}
+        name = f"{run.target}, {run.label}" if len(record.targets) > 1 else run.label
+        other = {each: count for each, count in run.figures.outcomes.items() if each not in _GOOD}
         if other:
-            told = ", ".join(f"{count:,} {name}" for name, count in other.items())
-            yield Text(f"{run.label}  {told} of {run.figures.requests:,} requests")
-        apart = {name: run.figures.outcomes[name] for name in _GOOD[1:] if name in run.figures.outcomes}
+            told = ", ".join(f"{count:,} {each}" for each, count in other.items())
+            yield Text(f"{name}  {told} of {run.figures.requests:,} requests")
+        apart = {each: run.figures.outcomes[each] for each in _GOOD[1:] if each in run.figures.outcomes}
         if apart:
-            told = ", ".join(f"{count:,} {name}" for name, count in apart.items())
-            yield Text(f"{run.label}  as meant: {told}", style="dim")
+            told = ", ".join(f"{count:,} {each}" for each, count in apart.items())
+            yield Text(f"{name}  as meant: {told}", style="dim")
         if run.figures.kept_up_reason is not None:
-            yield Text(f"{run.label}  nothing concluded about the server: {run.figures.kept_up_reason}", style="yellow")
+            yield Text(f"{name}  nothing concluded about the server: {run.figures.kept_up_reason}", style="yellow")
         for warning in run.figures.warnings:
-            yield Text(f"{run.label}  {warning}", style="yellow")
+            yield Text(f"{name}  {warning}", style="yellow")
 
 
 def conclusions(record: LoadRecord) -> Iterator[Text]:
