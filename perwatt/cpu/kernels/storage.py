@@ -172,7 +172,7 @@ def dot_pairs(k: Kernel, a: Vector, b: Vector, sums: Vector) -> Vector:
 
 
 def multiply_halves(k: Kernel, a: Vector, b: Vector, sums: Vector) -> Vector:
-    """Return sum + a·b of the 2V FP16 numbers in each vector's bits, rounded once where there is such an instruction."""
+    """Return sum + a·b of the 2V FP16 numbers in each vector's bits, rounded once where the machine can."""
     kind, name = f"<{2 * k.lanes} x half>", f"llvm.fmuladd.v{2 * k.lanes}f16"
     k.module.declare(f"declare {kind} @{name}({kind}, {kind}, {kind})")
     given = [k.emit(f"bitcast {k.vector} {each.text} to {kind}") for each in (a, b, sums)]
