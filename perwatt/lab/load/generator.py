@@ -412,7 +412,7 @@ class Generator:
                 self._end_if_done()
 
     async def _close(self, sweeper: asyncio.Task[None]) -> None:
-        self.closing = True
+        self.closing = self.given_up = True  # timers that still wait must send nothing
         sweeper.cancel()
         for task in tuple(self.opening):
             task.cancel()
