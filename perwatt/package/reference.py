@@ -11,7 +11,7 @@ The sizes, as RMS relative to the RMS of what is disturbed. A rounding to neares
 significand, which from 1 to 2 is distributed as 1 / m (Benford): u sqrt(1 / 8 / ln 2), 0.42 u.
   bf16, fp16  u = 2^-8, 2^-11: 0.42 u for weights, and again for results, each rounded once; sums are in FP32
   fp32        u = 2^-24: a running sum of n products errs by u sqrt(n / 6); n = 512, where kernels split their sums;
-              and three times that, the error budget within which plans may choose Winograd and FFT (plan/make.py)
+              and five times that, the error budget within which plans may choose Winograd and FFT (plan/make.py)
 The tolerance is five times the RMS of the disturbed answers' errors on the worst photograph: a normal error goes beyond
 five times its RMS once in two million photographs. It is at least the error of the last layer alone.
 """
@@ -28,7 +28,7 @@ from perwatt.package.package import Precision
 
 ROUNDOFF: Mapping[str, float] = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 LAYER_ERRORS: Mapping[str, float] = {
-    "fp32": 3 * 2.0**-24 * sqrt(512 / 6),
+    "fp32": 5 * 2.0**-24 * sqrt(512 / 6),
     **{precision: roundoff * sqrt(1 / 8 / log(2)) for precision, roundoff in ROUNDOFF.items()},
 }
 DRAWS = 4
