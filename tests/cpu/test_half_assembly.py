@@ -37,6 +37,8 @@ PRODUCTS: dict[tuple[str, Element], str] = {
 }  # fmt: skip
 
 
+# How LLVM may write the copy of a tile at the border; all else has to be instructions.
+COPIES = {"memcpy", "memset"}
 EACH = [pytest.param(a, id=a.name, marks=[] if "direct" in a.name else [pytest.mark.slow]) for a in HALF]
 
 
@@ -77,7 +79,8 @@ def test_products(algorithm: Algorithm, isa: Isa) -> None:
         found = [len(re.findall(wanted, text)) for text in texts.values()]
     assert max(found, default=0) >= 8, f"{algorithm.name}: no loop of {wanted}"
     for name, text in texts.items():
-        assert not re.search(r"\b(bl|call)q?\s", text), f"{name} calls something"
+        called = set(re.findall(r"\s(?:bl|callq?)\s+(\w+)", text))
+        assert called <= COPIES, f"{name} calls {called}: a conversion or product without an instruction"
 
 
 @pytest.mark.parametrize(("isa", "element", "wanted"), [
