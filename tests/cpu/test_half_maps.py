@@ -121,6 +121,7 @@ CONVOLUTIONS = [
     Case(20, 18, (13, 12), (5, 5), (2, 2, 2, 2), threads=3),
     Case(3, 24, (43, 37), (11, 11), (0, 0, 0, 0), (4, 4), layout="plain", threads=2),
     Case(3, 24, (23, 25), (7, 7), (3, 3, 3, 3), (2, 2), layout="plain", images=2),
+    Case(17, 20, (21, 19), (5, 5), (2, 2, 2, 2), threads=2),  # tiles enough for stages apart
 ]
 EXACT = [a for a in KERNELS if a.halves and a.weights == "fp32" and "FusedConv" in a.operators]
 QUICK = ("first layer", "winograd F(4,3) fused", "winograd F(2,5) shared")
@@ -145,7 +146,7 @@ def test_convolution(algorithm: Algorithm, lanes: int) -> None:
 
 
 @pytest.mark.parametrize("lanes", each_width())
-@pytest.mark.parametrize(("algorithm", "channels", "groups"), [(DEPTHWISE, 37, 37), (GROUPS_JOINED, 24, 3)])
+@pytest.mark.parametrize(("algorithm", "channels", "groups"), [(DEPTHWISE, 37, 37), (GROUPS_JOINED, 30, 3)])
 def test_groups(algorithm: Algorithm, channels: int, groups: int, lanes: int) -> None:
     case = Case(channels, channels, (11, 9), groups=groups, residual=True, threads=2, spare_blocks=1, lanes=lanes)
     given = problem(case, seed=4)
