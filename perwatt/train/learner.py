@@ -88,7 +88,7 @@ class Learner:
         size = math.ceil(len(labels) / recipe.accumulate)
         parts = zip(images.split(size), labels.split(size), others.split(size), strict=True)
         for number, (some, its_labels, its_others) in enumerate(parts):
-            torch.manual_seed(dropout_seed(self.seed, self.step, number))
+            self._seed(dropout_seed(self.seed, self.step, number))
             with torch.autocast(self.device.type, _REDUCED.get(recipe.precision), recipe.precision in _REDUCED):
                 answers = self.module(some)  # 1. forward
                 loss, main = self._loss(answers, its_labels, its_others, share)  # 2. loss
@@ -153,6 +153,12 @@ class Learner:
         self.tally.loss += loss
         self.tally.right += right
         self.tally.count = int(count)
+
+    def _seed(self, seed: int) -> None:
+        # Not torch.manual_seed: where no GPU is in use it keeps a traceback of every call for the day one is.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _given(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, labels = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)

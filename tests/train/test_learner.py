@@ -208,6 +208,14 @@ def test_dropout_follows_from_the_step_not_from_what_ran_before() -> None:
         np.testing.assert_array_equal(value, results[1][name])
 
 
+def test_a_step_leaves_nothing_behind_in_pytorch() -> None:
+    learner = Learner(module(drop=0.5), PLAIN, 1, 10)
+    learner.learn(batch(0))
+    before = len(torch.cuda._queued_calls)
+    learner.learn(batch(1))
+    assert len(torch.cuda._queued_calls) == before
+
+
 def test_the_parts_of_a_step_drop_differently() -> None:
     torch.manual_seed(1)
     seen: list[torch.Tensor] = []
