@@ -41,7 +41,7 @@ def measure(
         placement = replace(placement, batch=placement.levels[-1].images)
     if considered is None:
         considered = consider(placement, KERNELS, workspace_bytes)
-    timings: dict[Key, float] = {}
+    timings: dict[Key, float] = dict(known or {})
     unknown: list[list[Candidate]] = []
     for position, (found, _) in enumerate(considered):
         entries = shortlist(found)

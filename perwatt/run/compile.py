@@ -89,6 +89,8 @@ def compile(
         )
         if timings != kept:
             tuning_file.keep(placement, timings, machine)
+            # Steps alike share what was measured for any of them, now as at the next start.
+            timings |= tuning_file.timings(placement, considered, tuning_file.load(machine))
         plan = make(rewritten.name, placement, KERNELS, timings=timings, considered=considered)
     model = Model(plan, build(plan, team), inputs, outputs)
     del graph, rewritten, placement, considered, plan  # or their weights would still be held

@@ -40,7 +40,7 @@ def test_every_reader_finds_what_was_written_for_it(
 @pytest.mark.parametrize("name", ["googlenet", "resnet50"])
 def test_also_in_whole_networks(name: str) -> None:
     graph = apply(NETWORKS[name].build(batch=2))
-    check_memory(place(graph, machine(16), 2, 1))
+    check_memory(place(graph, machine(16), 2, (1,)))
     check_memory(place(graph, machine(8), 2))
 
 
