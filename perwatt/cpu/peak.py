@@ -15,7 +15,9 @@ from perwatt.cpu.jit import compile_module
 from perwatt.cpu.team import shared_team
 from perwatt.machine import Machine
 
-CHAINS = 16  # more independent sums than any core's FMA latency x units (4 x 2 to 5 x 2, 4 x 4 on NEON cores)
+# Independent sums: at least any core's FMA latency x units (4 x 2 to 5 x 2, 4 x 4 on NEON cores), and with the two
+# factors no more than the registers, of which AVX2 has 16.
+CHAINS = {16: 16, 8: 12, 4: 16}
 ROUNDS = 20_000  # about half a millisecond
 READ_VECTORS = 16  # loads of one turn of the reading loop
 SECONDS_EACH = 0.12
@@ -37,7 +39,7 @@ def source(lanes: int) -> str:
     read: arguments are the number of blocks of READ_VECTORS vectors, their address, the output's address.
     """
     vector = f"<{lanes} x float>"
-    chains = range(CHAINS)
+    chains = range(CHAINS[lanes])
     start = "\n".join(f"  %s{i} = phi {vector} [%a, %enter], [%n{i}, %loop]" for i in chains)
     step = "\n".join(
         f"  %n{i} = call {vector} @llvm.fmuladd.v{lanes}f32({vector} %s{i}, {vector} %a, {vector} %b)" for i in chains
@@ -49,17 +51,19 @@ def source(lanes: int) -> str:
         f"  %n{i} = fadd {vector} %s{i}, %v{i}"
         for i in range(READ_VECTORS)
     )
-    total = "\n".join(
-        f"  %t{i} = fadd {vector} {'%n0' if i == 1 else f'%t{i - 1}'}, %n{i}"
-        for i in range(1, max(CHAINS, READ_VECTORS))
-    )
-    splat = f"{vector} poison, <{lanes} x i32> zeroinitializer"
-    finish = f"""{total}
+
+    def finish(terms: int) -> str:
+        total = "\n".join(
+            f"  %t{i} = fadd {vector} {'%n0' if i == 1 else f'%t{i - 1}'}, %n{i}" for i in range(1, terms)
+        )
+        return f"""{total}
   %line = shl i64 %thread, 6
   %place = getelementptr i8, ptr %out, i64 %line
-  store {vector} %t{CHAINS - 1}, ptr %place, align 4
+  store {vector} %t{terms - 1}, ptr %place, align 4
   ret void
 """
+
+    splat = f"{vector} poison, <{lanes} x i32> zeroinitializer"
     return f"""
 declare {vector} @llvm.fmuladd.v{lanes}f32({vector}, {vector}, {vector})
 
@@ -86,7 +90,7 @@ loop:
   %more = icmp slt i64 %j, %rounds
   br i1 %more, label %loop, label %leave
 leave:
-{finish}}}
+{finish(CHAINS[lanes])}}}
 
 define void @read(ptr %arguments, i64 %thread, i64 %threads) nounwind {{
 enter:
@@ -108,7 +112,7 @@ loop:
   %more = icmp slt i64 %j, %last
   br i1 %more, label %loop, label %leave
 leave:
-{finish}}}
+{finish(READ_VECTORS)}}}
 """
 
 
@@ -122,8 +126,9 @@ def multiply_adds(threads: int, machine: Machine | None = None) -> float:
     out = np.zeros((threads, 16), np.float32)
     arguments = np.array([ROUNDS, numbers.ctypes.data, out.ctypes.data, 0], np.int64)
     best_ns = _best_ns("multiply_add", arguments, threads, machine)
-    assert np.allclose(out[:, : machine.vector_floats], 2.0 * CHAINS)  # x -> x/2 + 1 ends at 2 in every chain
-    return 2.0 * machine.vector_floats * CHAINS * ROUNDS * threads / best_ns
+    chains = CHAINS[machine.vector_floats]
+    assert np.allclose(out[:, : machine.vector_floats], 2.0 * chains)  # x -> x/2 + 1 ends at 2 in every chain
+    return 2.0 * machine.vector_floats * chains * ROUNDS * threads / best_ns
 
 
 def memory_read(threads: int, machine: Machine | None = None) -> float:

@@ -123,7 +123,7 @@ def make(
     timings: Timings | None = None, error_budget: float = ERROR_BUDGET,
     choose: Callable[[int, list[Candidate]], Candidate] | None = None, considered: Considered | None = None,
 ) -> Plan:  # fmt: skip
-    """Return the Plan: for each step the fastest candidate, by timing where it was timed, else by estimate.
+    """Return the Plan: for each step the fastest candidate of those that were timed, else by estimate.
 
     Steps give up speed, those first that lose least by it, until the network's expected error is within
     `error_budget` times that of direct arithmetic.
@@ -149,7 +149,9 @@ def make(
             for candidate in found
         ]
         measured = sorted((c for c in timed if c.measured_s is not None), key=lambda c: c.seconds)
-        pools.append(measured or timed)
+        # What was never timed comes behind: it is there for the error budget, which what was timed may not be able to
+        # keep (a large network's tuning may end after its first round).
+        pools.append(measured + [c for c in timed if c.measured_s is None])
     chosen = within_budget(placement.steps, pools, error_budget)
     for step, pool, refused, choice in zip(placement.steps, pools, refusals, chosen, strict=True):
         planned.append(PlannedStep(step, choice, _why(pool, choice), (*_others(pool, choice), *refused)))
@@ -160,7 +162,7 @@ def make(
 
 
 def within_budget(steps: Sequence[Step], pools: Sequence[Sequence[Candidate]], error_budget: float) -> list[Candidate]:
-    """Return one candidate per step: the fastest, then slower and more exact ones until the budget is kept.
+    """Return one candidate per step: the first of its pool, then more exact ones until the budget is kept.
 
     Errors of steps add as squares. Where even the most exact candidates exceed the budget, they are what is returned.
     """
@@ -190,7 +192,8 @@ def _why(pool: Sequence[Candidate], choice: Candidate) -> str:
     if len(pool) == 1:
         return f"{_how(choice)}; the only candidate"
     if choice == pool[0]:
-        return f"{_how(choice)}, the least of {len(pool)} candidates"
+        alike = sum((c.measured_s is None) == (choice.measured_s is None) for c in pool)
+        return f"{_how(choice)}, the least of {alike} candidates"
     return f"{_how(choice)}, the least of those that keep the error budget"
 
 
@@ -203,7 +206,9 @@ def _others(pool: Sequence[Candidate], choice: Candidate) -> list[tuple[str, str
             continue
         seen.add(candidate.algorithm)
         times = candidate.seconds / max(choice.seconds, 1e-12)
-        if candidate.seconds < choice.seconds:
+        if candidate.measured_s is None and choice.measured_s is not None:
+            reason = f"{_how(candidate)}, not timed"
+        elif candidate.seconds < choice.seconds:
             reason = f"{_how(candidate)}, but an error of {candidate.error:.1e} is over the network's budget"
         else:
             reason = f"{_how(candidate)}, {times:.2f} times as long"

@@ -139,7 +139,7 @@ def test_neon_code_can_be_generated_anywhere() -> None:
     except RuntimeError as error:
         pytest.skip(f"this LLVM has no ARM target: {error}")
     text = jit.assembly(peak.source(4), target)
-    assert text.count("fmla") == peak.CHAINS
+    assert text.count("fmla") == peak.CHAINS[4]
     assert "fmaf" not in text
     team = jit.assembly(team_code.source("aarch64", "futex"), target)
     assert "yield" in team

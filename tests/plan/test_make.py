@@ -1,6 +1,7 @@
 """Making a Plan: the fastest that fits, the limit kept or the least that would do named, and every reason told."""
 
 from dataclasses import replace
+from math import sqrt
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from perwatt.cpu.catalogue import KERNELS
 from perwatt.errors import PlanError, UnsupportedOperator
 from perwatt.graph import Builder
 from perwatt.plan import Algorithm, candidates, make, place, shortlist, tile_key, without_constants
+from perwatt.plan.algorithm import allowed_error
 
 MIB = 1 << 20
 
@@ -87,6 +89,19 @@ def test_a_tight_error_budget_turns_to_exact_algorithms() -> None:
     loose = make("net", placement, KERNELS, error_budget=1e6)
     assert sum(p.choice.error**2 for p in exact.steps) <= sum(p.choice.error**2 for p in loose.steps)
     assert [p.choice for p in loose.steps] == [candidates(s, KERNELS, None)[0][0] for s in placement.steps]
+
+
+def test_the_error_budget_is_kept_by_what_was_never_timed() -> None:
+    placement = place_net(chain, 8)
+    found = [candidates(step, KERNELS, None)[0] for step in placement.steps]
+    coarsest = [max(each, key=lambda c: c.error) for each in found]
+    timings = {(position, c.algorithm, tile_key(c.tile)): 1e-9 for position, c in enumerate(coarsest)}
+    loose = make("net", placement, KERNELS, timings=timings, error_budget=1e6)
+    assert [p.choice.error for p in loose.steps] == [c.error for c in coarsest]
+    plan = make("net", placement, KERNELS, timings=timings, error_budget=2.0)
+    allowed = 2.0 * sqrt(sum(allowed_error(step) ** 2 for step in placement.steps))
+    assert sqrt(sum(c.error**2 for c in coarsest)) > allowed, "the case must have something to give up"
+    assert sqrt(sum(p.choice.error**2 for p in plan.steps)) <= allowed
 
 
 def test_each_algorithm_offers_tiles_it_can_pay_for() -> None:

@@ -40,7 +40,7 @@ from perwatt.cpu.kernels.dense import (
 )
 from perwatt.cpu.kernels.padding import framing, framing_name, padding
 from perwatt.cpu.kernels.storage import Numbers, load, numbers_of, packed, pairs, reason_against, store, stored
-from perwatt.cpu.kernels.tile import FP32_NUMBERS, HALF_SUMS_ERROR, LONGEST_RUN, multiply
+from perwatt.cpu.kernels.tile import FP32_NUMBERS, HALF_SUMS_ERROR, LONGEST_RUN, ask_for, multiply, panel_ahead
 from perwatt.plan.algorithm import (
     Algorithm,
     Call,
@@ -127,7 +127,8 @@ def convolution(shape: Shape) -> Module:
         image_stride, row_stride = k.argument(Slot.IMAGE_STRIDE), k.argument(Slot.ROW_STRIDE)
         out_image_stride, outside = k.argument(Slot.OUTPUT_IMAGE_STRIDE), k.argument(Slot.PIXELS_OUTSIDE)
         numbers, pixel_words = shape.numbers, shape.numbers.output.words(lanes)
-        weights_stride = entries * (shape.steps * columns * numbers.panel_words(lanes))
+        panel_floats = shape.steps * columns * numbers.panel_words(lanes)
+        weights_stride = entries * panel_floats
         if shape.residual:
             residual, residual_blocks = k.pointer(Slot.RESIDUAL), k.pointer(Slot.RESIDUAL_BLOCKS)
             residual_image_stride = k.argument(Slot.RESIDUAL_IMAGE_STRIDE)
@@ -170,16 +171,23 @@ def convolution(shape: Shape) -> Module:
                     row = over_tiles.index // across
                     pixel = k.minimum_index((over_tiles.index - row * across) * rows, pixels - rows)
                     here = x_group + (row * row_stride + pixel * shape.row_stride)
-                    sums = multiply(
-                        k, [start[i % columns] for i in range(rows * columns)], here, panel, table, entries,
-                        rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps, deep=shape.deep,
-                        numbers=numbers,
-                    )  # fmt: skip
                     place = (row * pixels + pixel) * pixel_words
+                    for column in range(columns):
+                        ask_for(k, y_places[column] + place, rows * pixel_words, write=True)
                     if shape.residual:
                         residual_words = numbers.residual.words(lanes)
                         same = residual_words == pixel_words
                         residual_place = place if same else (row * pixels + pixel) * residual_words
+                        for column in range(columns):
+                            ask_for(k, residual_places[column] + residual_place, rows * residual_words)
+                    sums = multiply(
+                        k, [start[i % columns] for i in range(rows * columns)], here, panel, table, entries,
+                        rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps, deep=shape.deep,
+                        numbers=numbers,
+                        ahead=panel_ahead(
+                            k, panel, weights_stride, over_tiles.index - tile_first, entries, panel_floats
+                        ),
+                    )  # fmt: skip
                     for column in range(columns):
                         for r in range(rows):
                             value = sums[r * columns + column]

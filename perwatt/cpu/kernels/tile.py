@@ -17,7 +17,7 @@ With FP16 products a register holds two columns, and sums of LONGEST_HALF_RUN pr
 from collections.abc import Sequence
 from functools import partial
 
-from perwatt.cpu.ir import Kernel, Pointer, Vector, Whole
+from perwatt.cpu.ir import Index, Kernel, Pointer, Vector, Whole
 from perwatt.cpu.kernels.storage import FP32, Numbers, broadcast_half, dot_pairs, load, multiply_halves, widened
 
 # Products that are summed in one go before a sum is worth the parting.
@@ -27,6 +27,28 @@ LONGEST_HALF_RUN = 32
 # RMS error over RMS result of sums in runs of that length, by drawing normal numbers.
 HALF_SUMS_ERROR = 8.3e-4
 FP32_NUMBERS = Numbers()
+LINE_FLOATS = 16
+# Cache lines of the next panel that are asked for while an entry of this one is multiplied.
+LINES_AHEAD = 2
+
+
+def ask_for(k: Kernel, place: Pointer, floats: int, *, write: bool = False) -> None:
+    """Ask for every cache line of a run of floats that a tile will read or write when its products are done."""
+    for offset in range(0, floats, LINE_FLOATS):
+        k.prefetch(place, offset, write=write)
+
+
+def panel_ahead(
+    k: Kernel, b: Pointer, following: Whole, tile: Index, entries: Index, entry_floats: int
+) -> Pointer:  # fmt: skip
+    """Return `multiply`'s `ahead` for tile number `tile` of those that share the panel b; the next is `following` on.
+
+    The first tiles ask for the next panel, a part each, so that it has come from memory when its turn comes; later ones
+    ask for what is there already, which costs nothing.
+    """
+    lines = tile * LINES_AHEAD
+    place = b + following + lines * entries * LINE_FLOATS
+    return k.choose_pointer(lines < -(-entry_floats // LINE_FLOATS), place, b)
 
 
 def multiply(
@@ -43,6 +65,7 @@ def multiply(
     steps: int,
     deep: bool = False,
     numbers: Numbers = FP32_NUMBERS,
+    ahead: Pointer | None = None,
 ) -> list[Vector]:
     """Return the accumulators (row-major: row·columns + column) after all entries of the table.
 
@@ -52,11 +75,13 @@ def multiply(
     the root of its length, at 25088 terms to ten times this one's. The runs' totals wait on the stack.
 
     `numbers` says how b is stored; with pairs of BF16 on both sides, steps and strides count pairs.
+
+    `ahead` is what to ask memory for meanwhile: LINES_AHEAD cache lines an entry from there, see `panel_ahead`.
     """
     if numbers.halves:
         return _in_halves(k, accumulators, a, b, table, entries, rows, columns, row_stride, steps)
     if not deep:
-        return _run(k, accumulators, a, b, table, 0, entries, rows, columns, row_stride, steps, numbers)
+        return _run(k, accumulators, a, b, table, 0, entries, rows, columns, row_stride, steps, numbers, ahead)
     lanes, run = k.lanes, max(1, LONGEST_RUN // steps)
     totals = k.scratch(rows * columns * lanes)
     for number, value in enumerate(accumulators):
@@ -64,7 +89,7 @@ def multiply(
     zeros = [k.constant(0.0)] * (rows * columns)
     with k.loop(0, entries, run, at_least_once=True) as runs:
         last = k.minimum_index(runs.index + run, entries)
-        sums = _run(k, zeros, a, b, table, runs.index, last, rows, columns, row_stride, steps, numbers)
+        sums = _run(k, zeros, a, b, table, runs.index, last, rows, columns, row_stride, steps, numbers, ahead)
         for number, value in enumerate(sums):
             k.store(k.load(totals, number * lanes) + value, totals, number * lanes)
     return [k.load(totals, number * lanes) for number in range(rows * columns)]
@@ -72,7 +97,7 @@ def multiply(
 
 def _run(
     k: Kernel, accumulators: Sequence[Vector], a: Pointer, b: Pointer, table: Pointer, first: Whole, last: Whole,
-    rows: int, columns: int, row_stride: int, steps: int, numbers: Numbers,
+    rows: int, columns: int, row_stride: int, steps: int, numbers: Numbers, ahead: Pointer | None,
 ) -> list[Vector]:  # fmt: skip
     """Return the accumulators after the entries [first, last) of the table, of which there is at least one."""
     kind, vector = FP32 if numbers.pairs else numbers.weights, numbers.panel_words(k.lanes)
@@ -80,6 +105,9 @@ def _run(
     with k.loop(first, last, carry=accumulators, at_least_once=True) as loop:
         here = a + k.table_entry(table, loop.index)
         panel = b + loop.index * (steps * width)
+        if ahead is not None:
+            for line in range(LINES_AHEAD):
+                k.prefetch(ahead, (loop.index * LINES_AHEAD + line) * LINE_FLOATS, locality=2)
         sums = list(loop.carried)
         for step in range(steps):
             weights = [load(k, kind, panel, step * width + column * vector) for column in range(columns)]

@@ -23,7 +23,7 @@ from enum import IntEnum
 from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Whole
 from perwatt.cpu.kernels.activation import NO_ACTIVATION, Activation, activate
 from perwatt.cpu.kernels.storage import FP32, Numbers, Stored, load, store
-from perwatt.cpu.kernels.tile import FP32_NUMBERS, multiply
+from perwatt.cpu.kernels.tile import FP32_NUMBERS, multiply, panel_ahead
 from perwatt.cpu.kernels.winograd_transform import Transform, apply, transform
 
 
@@ -171,7 +171,7 @@ def winograd_staged(shape: Shape) -> Module:
             weights = k.pointer(Slot.WEIGHTS) + (group * planes + number) * panel
             first_block = k.table_entry(k.pointer(Slot.FIRST_BLOCKS), group)
             m = k.pointer(Slot.SCRATCH) + number * m_plane + first_block * block * lanes
-            _products(k, shape, a, weights, m, block, count)
+            _products(k, shape, a, weights, panel * planes, m, block, count)
     with module.kernel(f"{shape.stem}_staged_output") as k:
         tile, count, block = (k.argument(s) for s in (Slot.FIRST_TILE, Slot.TILE_COUNT, Slot.BLOCK))
         out_blocks = k.argument(Slot.OUTPUT_CHANNEL_BLOCKS)
@@ -249,22 +249,29 @@ def _products_and_outputs(
         source_channels = v + k.table_entry(k.pointer(Slot.GROUP_INPUTS), groups.index)
         with k.loop(0, planes) as over_planes:
             a, b = source_channels + over_planes.index * plane, weights + over_planes.index * panel
-            _products(k, shape, a, b, m + over_planes.index * m_plane, block, count)
+            _products(k, shape, a, b, panel, m + over_planes.index * m_plane, block, count)
         first_block = k.table_entry(k.pointer(Slot.FIRST_BLOCKS), groups.index)
         with k.loop(0, columns) as over_columns:
             source = m + over_columns.index * block * lanes
             _transform_outputs(k, shape, matrices, source, m_plane, tile, count, first_block + over_columns.index)
 
 
-def _products(k: Kernel, shape: Shape, a: Pointer, b: Pointer, m: Pointer, block: Index, count: Index) -> None:
-    """Write one plane's products of `count` tiles and one group of output channels: [columns][block][V] at m."""
+def _products(
+    k: Kernel, shape: Shape, a: Pointer, b: Pointer, following: Index, m: Pointer, block: Index, count: Index
+) -> None:
+    """Write one plane's products of `count` tiles and one group of output channels: [columns][block][V] at m.
+
+    b is the panel of weights; the one that is needed next lies `following` behind it.
+    """
     lanes, rows, columns = shape.lanes, shape.rows, shape.columns
     zero, table, entries = k.constant(0.0), k.pointer(Slot.TABLE), k.argument(Slot.GROUP_BLOCKS)
+    entry_floats = shape.inner * columns * shape.numbers.panel_words(lanes)
     with k.loop(0, (count + (rows - 1)) // rows) as over_rows:
         row = k.minimum_index(over_rows.index * rows, k.maximum_index(block - rows, 0))
         sums = multiply(
             k, [zero] * (rows * columns), a + row * shape.inner, b, table, entries,
             rows=rows, columns=columns, row_stride=shape.inner, steps=shape.inner, numbers=shape.numbers,
+            ahead=panel_ahead(k, b, following, over_rows.index, entries, entry_floats),
         )  # fmt: skip
         place = m + row * lanes
         for column in range(columns):
