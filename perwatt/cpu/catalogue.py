@@ -6,6 +6,7 @@ from perwatt.cpu.kernels.depthwise import DEPTHWISE
 from perwatt.cpu.kernels.elementwise import ELEMENTWISE
 from perwatt.cpu.kernels.fft_algorithms import FFT
 from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED, FULLY_CONNECTED_HALF
+from perwatt.cpu.kernels.gathered import GATHERED
 from perwatt.cpu.kernels.grouped import GROUPS_JOINED
 from perwatt.cpu.kernels.matrix import MATRIX_PRODUCT
 from perwatt.cpu.kernels.movement import MOVEMENT
@@ -20,7 +21,7 @@ from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD, WINOGRAD_HALF
 from perwatt.plan.algorithm import Algorithm
 
 KERNELS: tuple[Algorithm, ...] = (
-    DIRECT, *DIRECT_HALF, FIRST_LAYER, *SPACE_TO_DEPTH, *WINOGRAD, *WINOGRAD_HALF,
+    DIRECT, *DIRECT_HALF, FIRST_LAYER, GATHERED, *SPACE_TO_DEPTH, *WINOGRAD, *WINOGRAD_HALF,
     FULLY_CONNECTED, *FULLY_CONNECTED_HALF,
     POOLING, GLOBAL_POOLING, REORDER,
     LRN, SOFTMAX,
