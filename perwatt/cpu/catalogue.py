@@ -16,12 +16,14 @@ from perwatt.cpu.kernels.reduction import REDUCTION
 from perwatt.cpu.kernels.reorder import REORDER
 from perwatt.cpu.kernels.resize import RESIZE
 from perwatt.cpu.kernels.space_to_depth import SPACE_TO_DEPTH
+from perwatt.cpu.kernels.split_sums import SPLIT_SUMS
 from perwatt.cpu.kernels.winograd_algorithms import WINOGRAD, WINOGRAD_HALF
 from perwatt.plan.algorithm import Algorithm
 
 KERNELS: tuple[Algorithm, ...] = (
     DIRECT, *DIRECT_HALF, FIRST_LAYER, *SPACE_TO_DEPTH, *WINOGRAD, *WINOGRAD_HALF,
     FULLY_CONNECTED, *FULLY_CONNECTED_HALF,
+    SPLIT_SUMS,
     POOLING, GLOBAL_POOLING, REORDER,
     LRN, SOFTMAX,
     DEPTHWISE, GROUPS_JOINED,

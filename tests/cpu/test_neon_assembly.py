@@ -26,6 +26,7 @@ EXACT = [a for a in KERNELS if a.weights == a.arithmetic == "fp32"]  # the other
 CONVOLUTIONS = [
     Case(16, 16, (31, 31)),
     Case(16, 16, (31, 31), (5, 5), (2, 2, 2, 2)),
+    Case(16, 16, (2, 2)),
     Case(16, 16, (9, 9), groups=16),
     Case(12, 12, (9, 9), groups=6),
     Case(3, 16, (40, 40), layout="plain"),
@@ -96,6 +97,8 @@ def loops(text: str) -> list[str]:
     return [body for name, body in named if re.search(rf"\b(b\.\w+|b|cbn?z|tbn?z)\s.*{re.escape(name)}\b", body)]
 
 
+# What meets an elementary function in the network above.
+WITH_FUNCTIONS = ("elementwise", "softmax", "lrn", "fully connected", "split sums")
 # The first of each takes a second or two; what shares its emitter waits for the slow run.
 QUICK = ("direct", "fft 16 fused", "elementwise", "pooling")
 EACH = [
@@ -132,5 +135,5 @@ def test_without_wide_vectors(name: str) -> None:
         assert f"{function}:" in text
         assert not re.search(r"\b[yz]mm\d", text), f"{function} uses wide registers"
         # Elementary functions need the exact product, sums do not: there a call for each number would be the time.
-        elementary = "fmaf" in text and name in ("elementwise", "softmax", "lrn", "fully connected")
+        elementary = "fmaf" in text and name in WITH_FUNCTIONS
         assert elementary or "fmaf" not in text, f"{function} calls libm for multiply-adds"
