@@ -44,6 +44,7 @@ def others() -> Graph:
 
     solid = b.add("MaxPool", [b.input("solid", (1, 3, 5, 6, 9))], kernel_shape=(2, 2, 2))
     x = b.add("Conv", [b.input("map", (2, 6, 11, 9)), constant("w", 8, 6, 1, 1)])
+    x = b.add("ConvTranspose", [x, constant("t", 8, 8, 2, 2)], strides=(2, 2))
     x = b.add("AveragePool", [b.add("MaxPool", [x], kernel_shape=(3, 3))], kernel_shape=(2, 2))
     x = b.add("LRN", [b.add("Silu", [b.add("Mul", [x, constant("factor", 8, 1, 1)])])], size=5)
     halves = b.add("Split", [x], axis=1, split=(3, 5), outputs=2)
@@ -55,7 +56,8 @@ def others() -> Graph:
     summed = b.add("ReduceSum", [product], axes=(2,), keepdims=0)
     flat = b.add("Flatten", [x], axis=1)
     answer = b.add("Gemm", [flat, constant("g", 8 * 13 * 11, 7), constant("c", 7)])
-    return b.finish([solid, summed, b.add("Tanh", [answer]), b.add("Gelu", [product])])
+    found = b.add("ArgMax", [turned], axis=1)
+    return b.finish([solid, summed, found, b.add("Tanh", [answer]), b.add("Gelu", [product])])
 
 
 def steps() -> Iterator[Step]:
