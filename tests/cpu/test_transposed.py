@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from convolution_cases import UNIT, some_tiles
 from hypothesis import HealthCheck, assume, given, settings
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from kernel_runner import each_width, lanes_here, run, step
 
 from perwatt.cpu.kernels.transposed import TRANSPOSED
+from perwatt.graph import Builder, write
 from perwatt.plan.algorithm import Step
+from perwatt.run.compile import compile
 
 WIDEST = lanes_here()[0]
 
@@ -155,3 +158,26 @@ def test_what_is_refused_says_why() -> None:
     assert TRANSPOSED.accepts(Step(**{**vars(s), "constants": {}})) == "the weights are not constant"
     solid, _, _, _ = pose(Spread(2, 2, (2, 2, 2), (1, 1, 1), (1, 1, 1)), WIDEST)
     assert TRANSPOSED.accepts(solid) == "not a convolution over one or two axes"
+
+
+def test_between_other_layers_and_part_of_the_batch_at_a_time() -> None:
+    """As in a U-Net: enlarged beside what was before, joined as views, two of four images at a time."""
+    random = np.random.default_rng(8)
+    b = Builder("enlarged")
+
+    def drawn(*shape: int) -> str:
+        return b.constant(f"w{random.integers(1 << 40)}", (random.normal(size=shape) / 6).astype(np.float32))
+
+    early = b.add("Relu", [b.add("Conv", [b.input("x", (4, 3, 12, 10)), drawn(16, 3, 3, 3)], pads=(1,) * 4)])
+    deep = b.add("MaxPool", [early], kernel_shape=(2, 2), strides=(2, 2))
+    large = b.add("ConvTranspose", [deep, drawn(16, 20, 2, 2), drawn(20)], strides=(2, 2))
+    joined = b.add("Concat", [early, b.add("Relu", [large])], axis=1)
+    last = b.add("Conv", [joined, drawn(8, 36, 3, 3)], pads=(1,) * 4)
+    wide = b.add("ConvTranspose", [last, drawn(8, 1, 8, 8)], strides=(4, 4), pads=(2,) * 4, group=8)
+    graph = b.finish([wide])
+    x = random.standard_normal((4, 3, 12, 10)).astype(np.float32)
+    (wanted,) = onnxruntime.InferenceSession(write(graph), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    for images in (2, 4):
+        got = compile(graph, tune="estimate", threads=2, images=images)(x)
+        # Three products in a row, of at most 324 terms each.
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=3 * 2 * math.sqrt(324) * UNIT * np.abs(wanted).max())
