@@ -127,6 +127,16 @@ class Mask:
     def __init__(self, kernel: Kernel, text: str) -> None:
         self.kernel, self.text = kernel, text
 
+    def __and__(self, other: Mask) -> Mask:
+        return self._binary("and", other)
+
+    def __or__(self, other: Mask) -> Mask:
+        return self._binary("or", other)
+
+    def _binary(self, operation: str, other: Mask) -> Mask:
+        k = self.kernel
+        return Mask(k, k.emit(f"{operation} <{k.lanes} x i1> {self.text}, {other.text}"))
+
 
 class Vector:
     """V floats in one register."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from perwatt.errors import NetworkError
 from perwatt.graph.caffe_reader import Imported, MeanAs, build, load
-from perwatt.graph.checker import unsupported
 from perwatt.graph.cost import total_cost
 from perwatt.graph.onnx_writer import write
 
@@ -187,9 +186,6 @@ def _advice(converted: Converted) -> list[str]:
         found.append("Caffe's tools feed channels as blue, green, red, pixels from 0 to 255")
     if len(graph.outputs) > 1:
         found.append(f"{len(graph.outputs)} outputs; --outputs {graph.outputs[-1]} keeps one and what leads to it")
-    missing = sorted({node.operator for node in graph.nodes if node.operator in ("ConvTranspose", "ArgMax")})
-    if missing or unsupported(graph):
-        found.append(f"perwatt's own engine has no {' and no '.join(missing)} yet; other engines run the file")
     return found
 
 

@@ -101,11 +101,40 @@ def _window(sight: Sight) -> tuple[Step, ...] | None:
 
 
 def _transposed_window(sight: Sight) -> tuple[Step, ...] | None:
-    """ConvTranspose with its pads given; where they follow from the output's size, runtimes have differed on them."""
+    """ConvTranspose: the size of the output, named or meant by `auto_pad`, becomes pads.
+
+    What is cut off, is cut in halves, of an odd number one more in front, but for SAME_UPPER; what is missing of a size
+    that is named is added behind (ONNX ConvTranspose; ONNX Runtime). Where strides are wider than windows, runtimes
+    differ on what `auto_pad` means: that stays foreign.
+    """
     given = dict(sight.attributes)
-    if given.pop("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in given:
-        return None
-    return (_step(sight, given),)
+    how, named = str(given.pop("auto_pad", "NOTSET")), given.pop("output_shape", None)
+    if how == "VALID" and named is None:
+        given["pads"] = None
+    if named is None and how not in ("SAME_UPPER", "SAME_LOWER"):
+        return (_step(sight, given),)
+    shape = sight.shape()[2:]
+
+    def numbers(name: str, usual: Sequence[int]) -> Sequence[int]:
+        return given.get(name) or usual  # type: ignore[return-value]
+
+    ones, zeros = (1,) * len(shape), (0,) * len(shape)
+    kernels, strides = numbers("kernel_shape", sight.shape(1)[2:]), numbers("strides", ones)
+    dilations, paddings = numbers("dilations", ones), numbers("output_padding", zeros)
+    wanted: Sequence[int] = [size * stride for size, stride in zip(shape, strides, strict=True)]
+    if named is not None:
+        wanted = named[-len(shape) :]  # type: ignore[index] # some name images and channels too
+    begins, ends, added = [], [], []
+    columns = zip(shape, wanted, kernels, strides, dilations, paddings, strict=True)
+    for size, out, kernel, stride, dilation, more in columns:
+        excess = stride * (size - 1) + more + dilation * (kernel - 1) + 1 - out
+        if excess < 0 and named is None:
+            return None
+        cut = max(0, excess)
+        begins.append(cut // 2 if how == "SAME_UPPER" else cut - cut // 2)
+        ends.append(cut - begins[-1])
+        added.append(more + max(0, -excess))
+    return (_step(sight, {**given, "pads": (*begins, *ends), "output_padding": tuple(added)}),)
 
 
 def same_pads(

@@ -115,7 +115,10 @@ _ROWS = (
         _row(name, (1, 1), shapes.infer_reduce, {"axes": None, "keepdims": 1}, canon.complete_reduce)
         for name in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
     ),
-    _row("ArgMax", (1, 1), shapes.infer_place, {"axis": 0, "keepdims": 1, "select_last_index": 0}, canon.complete_axis),
+    *(
+        _row(name, (1, 1), shapes.infer_place, {"axis": 0, "keepdims": 1, "select_last_index": 0}, canon.complete_axis)
+        for name in ("ArgMax", "ArgMin")
+    ),
     # form
     _row("Concat", (1, MANY), shapes.infer_concat, {"axis": None}, canon.complete_axis),
     _row("Flatten", (1, 1), shapes.infer_flatten, {"axis": 1}, canon.complete_flatten),

@@ -241,7 +241,7 @@ def infer_reduce(node: Node, inputs: Inputs) -> Made:
 
 
 def infer_place(node: Node, inputs: Inputs) -> Made:
-    """The place of the largest along `axis`, in int64, with size 1 there when `keepdims` is set."""
+    """The place of the largest (or smallest) along `axis`, in int64, with size 1 there when `keepdims` is set."""
     shape, axis = first(inputs).shape, integer(node, "axis")
     middle = (1,) if integer(node, "keepdims") else ()
     return (((*shape[:axis], *middle, *shape[axis + 1 :]), np.dtype(np.int64)),)

@@ -139,8 +139,19 @@ def direct_error(step: Step, run: int = 512) -> float:
     Grows with the root of the reduction length (measured: 1.5e-8 of it), up to the length `run` at which sums split.
     Steps without products: 0.
     """
-    weights = step.inputs[1] if step.operator in ("FusedConv", "FusedGemm") and len(step.inputs) > 1 else None
-    return 0.0 if weights is None else 1.5e-8 * sqrt(min(prod(weights.shape[1:]), run))
+    return 1.5e-8 * sqrt(min(_products(step), run))
+
+
+def _products(step: Step) -> int:
+    """Return how many products a result of a dense step sums, 0 of other steps."""
+    weights = step.inputs[1] if len(step.inputs) > 1 else None
+    if weights is not None and step.operator in ("FusedConv", "FusedGemm"):
+        return prod(weights.shape[1:])
+    strides, groups = step.attributes.get("strides"), step.attributes.get("group")
+    if weights is not None and step.operator == "ConvTranspose" and isinstance(strides, tuple):
+        assert isinstance(groups, int)
+        return -(-prod(weights.shape) // weights.shape[1] // groups // prod(int(s) for s in strides))
+    return 0
 
 
 def allowed_error(step: Step) -> float:

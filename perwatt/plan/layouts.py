@@ -9,7 +9,7 @@ from perwatt.graph import Node, Value, integers, is_foreign, number, numbers
 from perwatt.plan.algorithm import Layout
 
 # Operators with kernels for channel blocks whatever their operands.
-BLOCKED = {"FusedConv", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN"}
+BLOCKED = {"FusedConv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN"}
 # The widest pooling window for which kernels keep a row of blocks in registers, by floats in one.
 WIDEST_POOL = {16: 24, 8: 11, 4: 24}
 # Operators that work on any order as long as their operands agree.

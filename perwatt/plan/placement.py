@@ -28,8 +28,13 @@ from perwatt.plan.precision import FP32_NETWORK, Element, Precision
 FITS_BYTES = 10 * 2**20
 # Steps that treat each image on its own when their tensors are 4-D and blocked.
 IMAGEWISE = {
-    "Reorder", "FusedConv", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN", "Concat",
+    "Reorder", "FusedConv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN",
+    "Concat",
 }  # fmt: skip
+
+
+FIND_PLACES = {"ArgMax", "ArgMin"}
+MOVE_PLACES = {"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 @dataclass(frozen=True)
@@ -120,12 +125,18 @@ def place(
 
 
 def _check(graph: Graph) -> None:
-    """Refuse what kernels would misread: to them a number has four bytes, and every loop a first round."""
+    """Refuse what kernels would misread: to them a number is a float32, and every loop has a first round.
+
+    The whole numbers that ArgMax and ArgMin find are float32 too, until a Model hands them out as int64.
+    """
+    places: set[str] = set()
     for node in graph.nodes:
+        if node.operator in FIND_PLACES or (node.operator in MOVE_PLACES and places.issuperset(node.inputs)):
+            places.update(node.outputs)
         values = [graph.values[n] for n in (*node.inputs, *node.outputs) if n and n not in graph.constants]
         for value in values:
             where = f"{node.operator} (node {node.name!r})"
-            if value.dtype != np.float32:
+            if value.dtype != np.float32 and value.name not in places:
                 raise UnsupportedOperator(
                     f"{where}: {value.name!r} is {value.dtype}, perwatt's engine computes in float32 only; convert the "
                     "network, or leave this to another engine"
@@ -137,7 +148,7 @@ def _check(graph: Graph) -> None:
                 )
     for name in (*graph.inputs, *graph.outputs):
         value = graph.values[name]
-        if value.dtype != np.float32 or 0 in value.shape:
+        if (value.dtype != np.float32 and name not in places) or 0 in value.shape:
             raise UnsupportedOperator(
                 f"{name!r} is {value.dtype} {value.shape}; perwatt's engine takes and gives float32 of at least one "
                 "element; convert the network"

@@ -27,6 +27,9 @@ def _multiply_adds(step: Step) -> int:
     if step.operator == "FusedConv" and weights is not None:
         # Weights [outputs, channels of a group, height, width]: each output value takes the last three.
         return sum(prod(out.shape) for out in step.outputs) * prod(weights.shape[1:])
+    if step.operator == "ConvTranspose" and weights is not None and step.inputs[0] is not None:
+        # Weights [channels, outputs of a group, height, width]: each input value goes into the last three.
+        return prod(step.inputs[0].shape) * prod(weights.shape[1:])
     if step.operator == "FusedGemm" and weights is not None:
         return step.outputs[0].shape[0] * prod(weights.shape)
     return 0

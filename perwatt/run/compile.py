@@ -75,7 +75,7 @@ def compile(
         random = np.random.default_rng(0)
         arrays = {name: random.standard_normal(value.shape).astype(value.dtype) for name, value in inputs.items()}
         arrays |= {
-            buffer: np.zeros(value.shape, value.dtype)
+            buffer: np.zeros(value.shape, np.float32)
             for buffer, value in zip(placement.outputs, outputs.values(), strict=True)
         }
         timings = measure(

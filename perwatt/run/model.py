@@ -24,7 +24,7 @@ class Model:
         self.inputs, self.outputs = dict(inputs), dict(outputs)
         placement = plan.placement
         self._results = {
-            buffer: np.zeros(outputs[name].shape, outputs[name].dtype)
+            buffer: np.zeros(outputs[name].shape, np.float32)
             for name, buffer in zip(outputs, placement.outputs, strict=True)
         }
         self._buffers = dict(zip(outputs, placement.outputs, strict=True))
@@ -52,7 +52,10 @@ class Model:
             self._addresses.update({name: array.ctypes.data for name, array in ready.items()})
             self._code.bind(self._addresses)
             self._code.run()
-            return {name: self._results[buffer].copy() for name, buffer in self._buffers.items()}
+            # Kernels write float32; where the network says int64, it is places that ArgMax found. A new array each.
+            return {
+                name: self._results[buffer].astype(self.outputs[name].dtype) for name, buffer in self._buffers.items()
+            }
 
     def time_steps(self, arrays: Mapping[str, np.ndarray], repeats: int) -> np.ndarray:
         """Return the seconds of each step of the plan in each repeat, float64 [repeats, steps]."""

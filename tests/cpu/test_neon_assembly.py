@@ -26,6 +26,7 @@ EXACT = [a for a in KERNELS if a.weights == a.arithmetic == "fp32"]  # the other
 CONVOLUTIONS = [
     Case(16, 16, (31, 31)),
     Case(16, 16, (31, 31), (5, 5), (2, 2, 2, 2)),
+    Case(16, 16, (2, 2)),
     Case(16, 16, (9, 9), groups=16),
     Case(12, 12, (9, 9), groups=6),
     Case(3, 16, (40, 40), layout="plain"),
@@ -43,6 +44,7 @@ def others() -> Graph:
 
     solid = b.add("MaxPool", [b.input("solid", (1, 3, 5, 6, 9))], kernel_shape=(2, 2, 2))
     x = b.add("Conv", [b.input("map", (2, 6, 11, 9)), constant("w", 8, 6, 1, 1)])
+    x = b.add("ConvTranspose", [x, constant("t", 8, 8, 2, 2)], strides=(2, 2))
     x = b.add("AveragePool", [b.add("MaxPool", [x], kernel_shape=(3, 3))], kernel_shape=(2, 2))
     x = b.add("LRN", [b.add("Silu", [b.add("Mul", [x, constant("factor", 8, 1, 1)])])], size=5)
     halves = b.add("Split", [x], axis=1, split=(3, 5), outputs=2)
@@ -54,7 +56,8 @@ def others() -> Graph:
     summed = b.add("ReduceSum", [product], axes=(2,), keepdims=0)
     flat = b.add("Flatten", [x], axis=1)
     answer = b.add("Gemm", [flat, constant("g", 8 * 13 * 11, 7), constant("c", 7)])
-    return b.finish([solid, summed, b.add("Tanh", [answer]), b.add("Gelu", [product])])
+    found = b.add("ArgMax", [turned], axis=1)
+    return b.finish([solid, summed, found, b.add("Tanh", [answer]), b.add("Gelu", [product])])
 
 
 def steps() -> Iterator[Step]:
@@ -96,6 +99,8 @@ def loops(text: str) -> list[str]:
     return [body for name, body in named if re.search(rf"\b(b\.\w+|b|cbn?z|tbn?z)\s.*{re.escape(name)}\b", body)]
 
 
+# What meets an elementary function in the network above.
+WITH_FUNCTIONS = ("elementwise", "softmax", "lrn", "fully connected", "split sums")
 # The first of each takes a second or two; what shares its emitter waits for the slow run.
 QUICK = ("direct", "fft 16 fused", "elementwise", "pooling")
 EACH = [
@@ -132,5 +137,5 @@ def test_without_wide_vectors(name: str) -> None:
         assert f"{function}:" in text
         assert not re.search(r"\b[yz]mm\d", text), f"{function} uses wide registers"
         # Elementary functions need the exact product, sums do not: there a call for each number would be the time.
-        elementary = "fmaf" in text and name in ("elementwise", "softmax", "lrn", "fully connected")
+        elementary = "fmaf" in text and name in WITH_FUNCTIONS
         assert elementary or "fmaf" not in text, f"{function} calls libm for multiply-adds"

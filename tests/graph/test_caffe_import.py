@@ -178,11 +178,6 @@ def test_the_command_with_a_mean_image(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"--mean {','.join(f'{value:.6g}' for value in mean.astype(np.float64).mean(axis=(1, 2)))}" in outside
 
 
-def test_the_command_says_what_perwatts_engine_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = told(capsys, *zoo.segmenter().save(tmp_path))
-    assert "perwatt's own engine has no ConvTranspose" in out
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_oracles import EPSILON
 
+import perwatt
 from perwatt.errors import NetworkError
 from perwatt.graph import read, write
 from perwatt.graph.caffe_layers import LAYERS
@@ -436,6 +437,18 @@ def test_a_layer_follows_its_formula(name: str, tmp_path: Path) -> None:
         assert difference(one, np.asarray(other)) <= reach(case)
     again = read(write(imported.graph))
     assert [node.operator for node in again.nodes] == [node.operator for node in imported.graph.nodes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", {case.type: name for name, case in CASES.items()}.values())
+def test_perwatts_engine_runs_every_layer(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    net = net_of(case)
+    graph = read_caffe(*net.save(tmp_path), batch=None).graph
+    feeds = {key: array for key, array in feeds_of(case, net).items() if key in graph.inputs}
+    model = perwatt.compile(graph, tune="estimate")
+    for one, other in zip(model.run(feeds).values(), run_graph(graph, feeds), strict=True):
+        assert difference(one, other) <= 4 * reach(case)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.opencv])

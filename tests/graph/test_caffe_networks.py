@@ -134,7 +134,11 @@ def test_an_imported_file_runs_at_any_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["lenet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet", "squeezenet", "resnet"))],
+    [
+        "lenet",
+        "segmenter",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet", "squeezenet", "resnet")),
+    ],
 )
 def test_perwatts_engine_runs_what_was_imported(name: str, tmp_path: Path) -> None:
     make, logits = NETWORKS[name]

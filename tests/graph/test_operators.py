@@ -92,6 +92,7 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
     "ReduceMax": [([(2, 3, 5)], {"axes": (0, 2)})],
     "ReduceMin": [([(2, 3, 5)], {})],
     "ArgMax": [([(2, 3, 5)], {"axis": -1}), ([(2, 3)], {"keepdims": 0, "select_last_index": 1})],
+    "ArgMin": [([(2, 3, 5)], {"axis": 1}), ([(7,)], {"keepdims": 0})],
     "Concat": [([(2, 3, 5), (2, 1, 5), (2, 7, 5)], {"axis": -2}), ([(2,)], {"axis": 0})],
     "Flatten": [([(2, 3, 5, 7)], {}), ([(2, 3, 5)], {"axis": -1}), ([(2, 3)], {"axis": 0}), ([(2, 3)], {"axis": 2})],
     "Reshape": [([(2, 3, 5)], {"shape": (0, -1)}), ([(2, 3)], {"shape": (3, 1, 2)}), ([(1, 1)], {"shape": ()})],

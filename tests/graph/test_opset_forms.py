@@ -24,6 +24,7 @@ def floats(*numbers: float) -> np.ndarray:
 
 
 WEIGHTS = np.random.default_rng(3).uniform(-1, 1, (4, 3, 3, 2)).astype(np.float32)
+TURNED = WEIGHTS.swapaxes(0, 1).copy()
 CHANNELS = tuple(np.random.default_rng(seed).uniform(0.5, 2, 3).astype(np.float32) for seed in range(4))
 SCALES = floats(1, 1, 2, 3)
 
@@ -84,6 +85,15 @@ FORMS: dict[str, tuple[str, list[Any], int, dict[str, Any]]] = {
     "conv upper": ("Conv", [LONG, WEIGHTS], 11, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     "conv lower": ("Conv", [LONG, WEIGHTS], 11, {"auto_pad": "SAME_LOWER", "strides": [1, 2]}),
     "conv valid": ("Conv", [LONG, WEIGHTS], 11, {"auto_pad": "VALID"}),
+    "transposed upper": ("ConvTranspose", [LONG, TURNED], 11, {"auto_pad": "SAME_UPPER", "strides": [2, 1]}),
+    "transposed lower": ("ConvTranspose", [LONG, TURNED], 11, {"auto_pad": "SAME_LOWER", "strides": [2, 1]}),
+    "transposed valid": ("ConvTranspose", [LONG, TURNED], 11, {"auto_pad": "VALID", "strides": [2, 1]}),
+    "transposed size": ("ConvTranspose", [LONG, TURNED], 11, {"output_shape": [8, 13], "strides": [2, 2]}),
+    "transposed size upper": (
+        *("ConvTranspose", [LONG, TURNED], 11),
+        {"auto_pad": "SAME_UPPER", "output_shape": [8, 11], "dilations": [2, 2], "strides": [2, 2]},
+    ),
+    "transposed larger": ("ConvTranspose", [LONG, TURNED], 11, {"output_shape": [12, 15], "strides": [2, 2]}),
     "pool upper": ("MaxPool", [LONG], 8, {"auto_pad": "SAME_UPPER", "kernel_shape": [3, 2], "strides": [2, 2]}),
     "pool lower": ("AveragePool", [LONG], 10, {"auto_pad": "SAME_LOWER", "kernel_shape": [2, 2], "strides": [2, 3]}),
     "pool valid": ("MaxPool", [LONG], 12, {"auto_pad": "VALID", "kernel_shape": [2, 2], "storage_order": 0}),
@@ -198,12 +208,12 @@ def test_a_local_function_is_inlined() -> None:
 
 def test_a_node_outside_the_table_stays_with_its_shape_and_is_written_back() -> None:
     model = one_node(
-        "ConvTranspose", [(1, 3, 5, 5), WEIGHTS.reshape(3, 4, 3, 2)], 13, strides=[2, 2], auto_pad="SAME_UPPER"
+        "ConvTranspose", [(1, 3, 5, 5), WEIGHTS.reshape(3, 4, 3, 2)], 13, strides=[2, 3], auto_pad="SAME_UPPER"
     )
     graph = read(model)
     (node,) = unsupported(graph)
     assert (node.operator, node.name) == ("ConvTranspose", "the_node")
-    assert graph.values["y0"].shape == (1, 4, 10, 10)
+    assert graph.values["y0"].shape == (1, 4, 10, 14)
     feeds = feeds_of(graph)
     again = write(graph)
     np.testing.assert_array_equal(run_onnxruntime(again, feeds)[0], run_onnxruntime(model, feeds)[0])

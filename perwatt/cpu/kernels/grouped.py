@@ -15,7 +15,7 @@ from perwatt.cpu.kernels.dense import known, operand
 from perwatt.plan.algorithm import Algorithm, Call, Step, Tile
 
 
-def _joined(step: Step) -> int | None:
+def joined_groups(step: Step) -> int | None:
     """Return how many groups become one, or None when the step is no grouped convolution."""
     groups = step.attributes["group"]
     assert isinstance(groups, int)
@@ -26,9 +26,9 @@ def _joined(step: Step) -> int | None:
     return next((n for n in range(1, groups) if groups % n == 0 and n % wanted == 0), groups)
 
 
-def _expanded(step: Step, numbers: bool) -> Step:
+def expanded(step: Step, numbers: bool) -> Step:
     """Return the step with joined groups; without `numbers`, weights of the right shape that take no memory."""
-    weights, joined, groups = known(step, 1), _joined(step), step.attributes["group"]
+    weights, joined, groups = known(step, 1), joined_groups(step), step.attributes["group"]
     assert joined is not None
     assert isinstance(groups, int)
     outputs, inputs = weights.shape[0] // groups, weights.shape[1]
@@ -49,28 +49,28 @@ def _expanded(step: Step, numbers: bool) -> Step:
 def _accepts(step: Step) -> str | None:
     if step.constant(1) is None:
         return "the weights are not constant"
-    joined = _joined(step)
+    joined = joined_groups(step)
     if joined is None:
         return "not grouped"
     if joined == 1:
         return "every group fills whole vectors by itself"
-    return DIRECT.accepts(_expanded(step, False))
+    return DIRECT.accepts(expanded(step, False))
 
 
 def _tiles(step: Step) -> list[Tile]:
-    return list(DIRECT.tiles(_expanded(step, False)))
+    return list(DIRECT.tiles(expanded(step, False)))
 
 
 def _seconds(step: Step, tile: Tile) -> float:
-    return DIRECT.seconds(_expanded(step, False), tile)
+    return DIRECT.seconds(expanded(step, False), tile)
 
 
 def _scratch_bytes(step: Step, tile: Tile) -> int:
-    return DIRECT.scratch_bytes(_expanded(step, False), tile)
+    return DIRECT.scratch_bytes(expanded(step, False), tile)
 
 
 def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
-    return DIRECT.calls(_expanded(step, True), tile)
+    return DIRECT.calls(expanded(step, True), tile)
 
 
 GROUPS_JOINED = Algorithm(
