@@ -385,14 +385,18 @@ class Batcher:
         return ticket.deadline_s - schedule.last_begins_s >= left_s * self._slowness
 
     def _worth_a_try(self, ticket: Ticket, now: float) -> bool:
-        return (
-            not self._queue
-            and not self._flight
-            and not self._retries
-            and ticket.images <= self.latency.sizes[0]
-            and now - self._fed_s >= DOUBT_AFTER_S
-            and now + self.latency.fastest_s() <= ticket.deadline_s
-        )
+        """Whether a free engine takes a request that caution would refuse: refusing would make nobody else better off.
+
+        What is expected to be in time goes, however long single runs took; else one that the fastest run on record
+        would answer in time, after a while without news.
+        """
+        if self._queue or self._flight or self._retries:
+            return False
+        left_s = ticket.deadline_s - now
+        if ticket.images <= self._most and self.latency.expected_s(ticket.images) * self.stretch <= left_s:
+            return True
+        old = now - self._fed_s >= DOUBT_AFTER_S
+        return old and ticket.images <= self.latency.sizes[0] and self.latency.fastest_s() <= left_s
 
     def _free_in_s(self, now: float) -> float:
         """Return when the engine is expected to be free, in seconds from now."""
