@@ -30,7 +30,7 @@ from perwatt.lab.load.check import require_valid
 from perwatt.lab.load.record import Checking, LoadRecord, Series, Target
 from perwatt.lab.load.record_file import save
 from perwatt.lab.load.runs import Bench, Settings, asked_alone, closed_run, open_run
-from perwatt.lab.load.search import find_max
+from perwatt.lab.load.search import MOST_PROBES, find_max
 from perwatt.lab.load.shot import post
 from perwatt.lab.load.target import Asking, Prepared, address, prepare, shot_facts, tensors
 from perwatt.lab.photographs import find_photographs
@@ -176,13 +176,14 @@ def rival(bench: Bench, given: Given) -> None:
                 bench, prepared, probe, rate, judge, label=label, give_up=give_up
             ),
             lambda brief, lanes: closed_run(bench, prepared, brief, lanes, judge, label="saturation"),
+            most_probes=2 if given.quick else MOST_PROBES,
         )
 
     command = perwatt_serve(str(package), "--p99", f"{1000 * given.p99_s:g}", "--max-batch", str(MOST_BATCH))
     with launched(command, {"network": given.network}) as server:
         search(ours())
     names = []
-    for window_ms in given.windows_ms:
+    for window_ms in given.windows_ms[:1] if given.quick else given.windows_ms:
         words = (str(given.rival_python), str(Path(__file__).with_name("rival_server.py")), str(network))
         options = ("--max-batch", str(MOST_BATCH), "--window-ms", f"{window_ms:g}")
         names.append(f"litserve {window_ms:g} ms")

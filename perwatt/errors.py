@@ -46,8 +46,8 @@ class InputError(PerwattError):
 
 
 class PhotographRefused(InputError):
-    """A photograph that cannot be used. `reason`: "format" (none of those read), "bytes", "pixels" or "frames" (more
-    than allowed), or "damaged".
+    """A photograph that cannot be used. `reason`: "format" (none of those read), "bytes", "pixels", "scans" or "frames"
+    (more than allowed), or "damaged".
     """
 
     def __init__(self, message: str, reason: str) -> None:

@@ -1,7 +1,7 @@
 """A photograph: from a file's bytes, which may be hostile, to upright 8-bit RGB pixels, defined case by case.
 
 format        those of FORMATS; told by the first bytes, never by the file's name
-limits        bytes, then pixels as the header says, before anything of that size is allocated; then frames
+limits        bytes, then pixels as the header says, before anything of that size is allocated; then scans and frames
 frames        the first; the further pictures that phones put behind a JPEG (MPO) are no frames
 orientation   turned upright as EXIF says
 colour        samples are taken as they are: embedded ICC profiles are ignored, as trainers do
@@ -43,6 +43,10 @@ DAMAGE = (
     struct.error,
     Image.DecompressionBombError,
 )
+# A progressive JPEG comes in about ten scans. One of 40 bytes has the decoder walk over every pixel: a small file
+# could keep it busy for hours. In a JPEG's data this pair of bytes begins a scan and is nothing else.
+MOST_SCANS = 100
+_SCAN = b"\xff\xda"
 # Above this a file of a few kilobytes could ask for gigabytes of memory. Pillow itself warns from here on.
 MOST_PIXELS = 89_000_000
 BEHIND_TRANSPARENCY = (128, 128, 128, 255)
@@ -166,6 +170,10 @@ def _opened(content: bytes, limits: Limits, name: str, count: bool) -> tuple[Pho
     except DAMAGE as error:
         raise _damaged(name, error) from error
     _check_pixels(*image.size, limits, name)
+    if image.format in ("JPEG", "MPO") and (scans := content.count(_SCAN)) > MOST_SCANS:
+        raise PhotographRefused(
+            f"{name}: expected a JPEG of at most {MOST_SCANS} scans, got {scans}; store it anew", "scans"
+        )
     try:
         frames = int(getattr(image, "n_frames", 1)) if count and image.format != "MPO" else 1
         image.seek(0)

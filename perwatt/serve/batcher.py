@@ -5,15 +5,17 @@ smaller number first), within it by earliest deadline, then by arrival. The next
 objective's plan of the latency table wants, fewer where that many would miss the earliest deadline, another number
 where requests further back would miss theirs. A request that cannot be answered before its deadline is refused on
 arrival, and so is one that would make another of its own priority late; a higher priority may push lower ones back.
-Under overload those are refused first that would make batches small. A batch that fails is halved until the one bad
-request stands alone. Every request that was let in ends exactly once: done, failed, expired or cancelled.
+Under overload those are refused first that would make batches small, and nobody is let in who would wait much longer
+than one batch takes: the time left covers batches that take longer than any before (see `Pressure`). A batch that fails
+is halved until the one bad request stands alone. Every request that was let in ends exactly once: done, failed, expired
+or cancelled.
 """
 
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import ceil, inf
+from math import inf
 from typing import Any, Literal
 
 from perwatt.errors import InputError
@@ -31,6 +33,11 @@ DOUBT_AFTER_S = 1.0
 _PACE_SHARE = 0.1
 # Waiting for more images must save at least this share of the joules of each.
 _WORTH_WAITING = 0.05
+# A batch that outlasts its bound says that the machine is slower than the table just now. What follows is taken to be
+# as slow, by this share of the newest batch, at most so many times, and for so long where no batch comes to tell.
+_DRAG_SHARE = 0.5
+_MOST_DRAG = 4.0
+_DRAG_S = 0.1
 # Every so many batches a size that was not used for long is measured again, if enough images wait.
 _TRY_EVERY = 16
 
@@ -53,7 +60,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request was not let in; retry_after_s is in whole seconds, None where coming again soon is as good."""
+    """Why a request was not let in; retry_after_s is when there will be room, None where nothing says when."""
 
     reason: Reason
     message: str
@@ -78,6 +85,7 @@ class Batcher:
         self.latency, self.limits, self._clock, self._most = latency, limits, clock, most
         # How many times longer than alone a batch takes while other packages share the cores.
         self.stretch = 1.0
+        self._drag = 1.0
         self.queued_images = 0
         self._queue: list[tuple[int, float, int, Ticket]] = []
         self._retries: deque[tuple[Part, ...]] = deque()
@@ -95,39 +103,35 @@ class Batcher:
         self, images: int = 1, *, deadline_s: float | None = None, priority: int = 0, payload: Any = None
     ) -> Ticket | Refusal:
         """Let a request of so many images in, or refuse it. deadline_s is on the batcher's clock."""
-        if images < 1 or deadline_s != deadline_s:
-            raise InputError(f"expected at least one image and a deadline that is a number, got {images}, {deadline_s}")
-        now = self._clock()
-        deadline = inf if deadline_s is None else deadline_s
-        if self.limits.deadline_s is not None:
-            deadline = min(deadline, now + self.limits.deadline_s)
-        self.pressure.note(now, images, deadline - now)
-        if images > self.limits.queue_images:
-            return Refusal(
-                "too_many_images",
-                f"expected at most {self.limits.queue_images} images in a request, got {images}; send fewer at once",
-            )
-        if self.queued_images + images > self.limits.queue_images:
-            self._drop_late(now)
-            if self.queued_images + images > self.limits.queue_images:
-                return Refusal(
-                    "queue_full",
-                    f"expected at most {self.limits.queue_images} waiting images, {self.queued_images} are; "
-                    f"come again later",
-                    self._retry_after_s(),
-                )
-        ticket = Ticket(self._next_number, images, now, deadline, priority, payload)
-        place = self._place(ticket)
-        if not self._in_time(ticket, place, now):
-            return Refusal(
-                "deadline",
-                f"expected a deadline that can be kept, got one {deadline - now:.3g} s away with {self.queued_images} "
-                f"images waiting; allow more time, or come again when there is less to do",
-            )
+        asked = self._asked(images, deadline_s, priority, payload, 0)
+        if isinstance(asked, Refusal):
+            return asked
+        ticket, place = asked
+        self.pressure.note(ticket.arrived_s, images, ticket.deadline_s - ticket.arrived_s)
+        if not self._in_time(ticket, place, ticket.arrived_s):
+            return self._too_late(ticket)
         self._next_number += 1
         self._queue.insert(place, (*ticket.key, ticket))
         self.queued_images += images
         return ticket
+
+    def refusal(
+        self, images: int = 1, *, deadline_s: float | None = None, priority: int = 0, behind: int = 0
+    ) -> Refusal | None:
+        """Return what `submit` would refuse a request with by now, None if it would let it in; it is not let in here.
+
+        behind: images that are expected before it and not here yet, as if they were part of it.
+        """
+        asked = self._asked(images, deadline_s, priority, None, behind)
+        if isinstance(asked, Refusal):
+            return asked
+        ticket, place = asked
+        in_time = self._in_time(ticket, place, ticket.arrived_s)
+        self._schedule = None  # it may hold this one, who does not wait here
+        if in_time:
+            return None
+        self.pressure.note(ticket.arrived_s, images, ticket.deadline_s - ticket.arrived_s)
+        return self._too_late(ticket)
 
     def cancel(self, ticket: Ticket) -> bool:
         """Forget a request whose caller has gone; False when it had ended already. A batch in progress goes on."""
@@ -144,12 +148,18 @@ class Batcher:
         With a batch in progress it forms the one after that: what arrives later has to wait for both.
         """
         now = self._clock()
+        self._forget_drag(now)
         self._drop_late(now)
         parts = self._retry()
         if parts is None:
             if not self._queue or self._waits_for_more(now):
                 return None
-            parts = self._first_parts(self._how_many(now))
+            count = self._how_many(now)
+            while self.pressure.needed_s(now) and self._drop_missed(now, count):
+                if not self._queue:
+                    return None
+                count = self._how_many(now)
+            parts = self._first_parts(count)
         images = sum(part.count for part in parts)
         batch = Batch(parts, images, self.latency.size_of(images), now)
         batch.expected_s = self.latency.expected_s(images)
@@ -164,6 +174,10 @@ class Batcher:
         self.latency.judge(batch.expected_s, batch.bound_s, seconds)
         self.latency.observe(batch.size, seconds)
         self._fed_s = self._clock()
+        ratio = min(seconds / batch.expected_s, _MOST_DRAG)
+        if seconds <= batch.bound_s:  # as much as chance explains
+            ratio = min(ratio, self._drag)
+        self._drag = max(1.0, self._drag + _DRAG_SHARE * (ratio - self._drag))
         fresh = _PACE_SHARE if self._pace_s else 1.0
         self._pace_images += fresh * (batch.images - self._pace_images)
         self._pace_s += fresh * (seconds - self._pace_s)
@@ -264,6 +278,53 @@ class Batcher:
 
     # -- within --------------------------------------------------------------------------------------------------------
 
+    def _asked(
+        self, images: int, deadline_s: float | None, priority: int, payload: Any, behind: int
+    ) -> tuple[Ticket, int] | Refusal:
+        """Return a request's ticket and its place in the queue, or the refusal if there is no room for it."""
+        if images < 1 or deadline_s != deadline_s:
+            raise InputError(f"expected at least one image and a deadline that is a number, got {images}, {deadline_s}")
+        now = self._clock()
+        self._forget_drag(now)
+        deadline = inf if deadline_s is None else deadline_s
+        if self.limits.deadline_s is not None:
+            deadline = min(deadline, now + self.limits.deadline_s)
+        room = self.limits.queue_images
+        if images > room:
+            return Refusal(
+                "too_many_images", f"expected at most {room} images in a request, got {images}; send fewer at once"
+            )
+        if self.queued_images + images + behind > room:
+            self._drop_late(now)
+            if self.queued_images + images + behind > room:
+                return Refusal(
+                    "queue_full",
+                    f"expected at most {room} waiting images, {self.queued_images + behind} are; come again later",
+                    self._retry_after_s(),
+                )
+        ticket = Ticket(self._next_number, images + behind, now, deadline, priority, payload)
+        return ticket, self._place(ticket)
+
+    def _too_late(self, ticket: Ticket) -> Refusal:
+        """Return the refusal of a request that cannot be in time; coming again is worth it if waiting is the reason."""
+        left_s = ticket.deadline_s - ticket.arrived_s
+        alone = left_s >= self.latency.expected_s(min(ticket.images, self._most))
+        return Refusal(
+            "deadline",
+            f"expected a deadline that can be kept, got one {left_s:.3g} s away with {self.queued_images} images "
+            f"waiting; allow more time, or come again when there is less to do",
+            self._retry_after_s() if alone else None,
+        )
+
+    @property
+    def _slowness(self) -> float:
+        """How many times longer than the table says batches take: others have their turn, the machine is slow."""
+        return self.stretch * self._drag
+
+    def _forget_drag(self, now: float) -> None:
+        if self._drag > 1.0 and not self._flight and now - self._fed_s > _DRAG_S:
+            self._drag = 1.0
+
     def _place(self, ticket: Ticket) -> int:
         if not self._queue or self._queue[-1][:3] < ticket.key:
             return len(self._queue)
@@ -272,7 +333,7 @@ class Batcher:
     def _schedule_now(self, now: float) -> Schedule:
         """Return the schedule of all that waits; it stands until the queue changes or the engine is overdue."""
         schedule = self._schedule
-        if schedule is None or now > schedule.begins_s or schedule.later_stretch != self.stretch:
+        if schedule is None or now > schedule.begins_s or schedule.later_stretch != self._slowness:
             schedule = self._empty_schedule(now)
             for _, deadline, _, ticket in self._queue:
                 schedule.add(ticket.images - ticket.taken, deadline)
@@ -283,9 +344,9 @@ class Batcher:
         begins_s = now + self._free_in_s(now)
         if self._retries:
             sizes = [sum(part.count for part in parts) for parts in self._retries]
-            begins_s += sum(self.latency.expected_s(images) for images in sizes) * self.stretch
+            begins_s += sum(self.latency.expected_s(images) for images in sizes) * self._slowness
         before = len(self._flight) + len(self._retries)
-        return Schedule(self.latency, self._full, begins_s, self.stretch, running=before)
+        return Schedule(self.latency, self._full, begins_s, self._slowness, running=before)
 
     def _in_time(self, ticket: Ticket, place: int, now: float) -> bool:
         """Whether a request can be answered before its deadline, and none of its priority behind it becomes late.
@@ -320,28 +381,33 @@ class Batcher:
         needed_s = self.pressure.needed_s(now)
         if not needed_s or not (self._queue or self._flight or self._retries):
             return True
-        return ticket.deadline_s - schedule.last_begins_s >= needed_s * self.stretch
+        left_s = needed_s + self.pressure.spare_s(ticket.deadline_s - ticket.arrived_s)
+        return ticket.deadline_s - schedule.last_begins_s >= left_s * self._slowness
 
     def _worth_a_try(self, ticket: Ticket, now: float) -> bool:
-        return (
-            not self._queue
-            and not self._flight
-            and not self._retries
-            and ticket.images <= self.latency.sizes[0]
-            and now - self._fed_s >= DOUBT_AFTER_S
-            and now + self.latency.fastest_s() <= ticket.deadline_s
-        )
+        """Whether a free engine takes a request that caution would refuse: refusing would make nobody else better off.
+
+        What is expected to be in time goes, however long single runs took; else one that the fastest run on record
+        would answer in time, after a while without news.
+        """
+        if self._queue or self._flight or self._retries:
+            return False
+        left_s = ticket.deadline_s - now
+        if ticket.images <= self._most and self.latency.expected_s(ticket.images) * self.stretch <= left_s:
+            return True
+        old = now - self._fed_s >= DOUBT_AFTER_S
+        return old and ticket.images <= self.latency.sizes[0] and self.latency.fastest_s() <= left_s
 
     def _free_in_s(self, now: float) -> float:
         """Return when the engine is expected to be free, in seconds from now."""
         total = 0.0
         for position, batch in enumerate(self._flight):
-            left = batch.expected_s
+            left = batch.expected_s * self._drag
             if position == 0:
                 elapsed = now - batch.started_s
                 left -= elapsed
                 if left < 0:  # overdue: it may go on to its bound, and beyond that nobody knows
-                    left = max(batch.bound_s - elapsed, 0.1 * batch.expected_s)
+                    left = max(batch.bound_s * self._drag - elapsed, 0.1 * batch.expected_s)
             total += left * self.stretch if position else left
         return total
 
@@ -367,6 +433,22 @@ class Batcher:
         while late:
             self._dropped += [self._end(ticket, "expired") for ticket in late if ticket.state == "waiting"]
             late = [entry[3] for entry in self._heads() if entry[1] < soonest]
+
+    def _drop_missed(self, now: float, images: int) -> bool:
+        """Drop those of the first so many images that the batch would answer too late; says whether there were any.
+
+        Under overload only: their places are worth more to others. Without it, late may still be better than never.
+        """
+        end_s = now + self._free_in_s(now) + self.latency.expected_s(images) * self._drag
+        missed = []
+        for _, deadline, _, ticket in self._queue:
+            if deadline < end_s:
+                missed.append(ticket)
+            images -= ticket.images - ticket.taken
+            if images <= 0:
+                break
+        self._dropped += [self._end(ticket, "expired") for ticket in missed]
+        return bool(missed)
 
     def _end(self, ticket: Ticket, state: State) -> Ticket:
         """Give a waiting request its end and take what is left of it out of the queue."""
@@ -423,7 +505,7 @@ class Batcher:
 
     def _promised(self, start_s: float) -> int:
         """Return the images of the first batch of the schedule of all that waits."""
-        schedule = Schedule(self.latency, self._full, start_s, 1.0)
+        schedule = Schedule(self.latency, self._full, start_s, self._drag)
         for _, deadline, _, ticket in self._queue:
             schedule.add(ticket.images - ticket.taken, deadline)
             if schedule.first is not None:
@@ -443,12 +525,12 @@ class Batcher:
         first: images of the first batch, None: as many as keep the earliest deadline among them.
         """
         schedule = Schedule(
-            self.latency, self._full, start_s, self.stretch, first_stretch=1.0, cautious=cautious
+            self.latency, self._full, start_s, self._slowness, first_stretch=self._drag, cautious=cautious
         )  # fmt: skip
         late, left = 0, first or 0
         if first is not None:
             curves = self.latency.curves
-            end_s = start_s + curves[1 if cautious else 0][first]
+            end_s = start_s + curves[1 if cautious else 0][first] * self._drag
             schedule.run_first(first)
         for _, deadline, _, ticket in self._queue:
             images = ticket.images - ticket.taken
@@ -486,12 +568,11 @@ class Batcher:
         return alone is not None and together is not None and together <= (1 - _WORTH_WAITING) * alone
 
     def _retry_after_s(self) -> float | None:
-        """Return in how many whole seconds the queue will have emptied at the measured pace; None below one second,
-        or where no pace was measured yet."""
+        """Return in how many seconds the queue will have emptied at the measured pace; None before any was measured."""
         if not self._pace_images:
             return None
         seconds = (self.queued_images + self.in_flight_images) * self._pace_s / self._pace_images * self.stretch
-        return None if seconds < 1 else float(min(ceil(seconds), MOST_RETRY_AFTER_S))
+        return min(seconds, MOST_RETRY_AFTER_S)
 
     def _leave(self, batch: Batch) -> None:
         """Take a batch out of flight; the one behind it begins now."""

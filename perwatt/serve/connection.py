@@ -22,6 +22,9 @@ FLUSH_S = 10.0
 LINGER_S = 2.0
 # What is received of a body before the application is woken: the less, the more connections there are.
 LEAST_PART, MOST_PART = 1 << 16, 1 << 20
+# Bytes of chunk sizes and the like for each byte of a body: chunks of one byte need five. Beyond that, and a header's
+# worth, it is padding without end: the parser would keep what follows the last chunk (trailers) in memory.
+MOST_FRAMING = 8
 
 
 class Client:
@@ -84,6 +87,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._client = Client()
         self._in_header, self._header_bytes = True, 0
+        self._body_bytes = self._framing_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limits.connections:
             self._refuse(503, f"expected at most {self.limits.connections} connections; come again later")
@@ -104,9 +108,16 @@ class Connection(HttpToolsProtocol):
             if self._timer is None:
                 self._watch(self.limits.header_s)
             self._header_bytes += len(data)
+            super().data_received(data)
+            if self._in_header and self._header_bytes > self.limits.header_bytes:
+                self._refuse(431, f"expected a header of at most {self.limits.header_bytes} bytes")
+            return
+        before = self._body_bytes
         super().data_received(data)
-        if self._in_header and self._header_bytes > self.limits.header_bytes:
-            self._refuse(431, f"expected a header of at most {self.limits.header_bytes} bytes")
+        if not self._in_header:
+            self._framing_bytes += len(data) - (self._body_bytes - before)
+            if self._framing_bytes > self.limits.header_bytes + MOST_FRAMING * self._body_bytes:
+                self._refuse(431, f"expected at most {self.limits.header_bytes} bytes around the chunks of a body")
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -116,15 +127,25 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the application, once the header is known to be within its limit; watch over the body's arrival."""
-        length, size = 0, len(self.url)
+        length, size, hosts, wrong = 0, len(self.url), 0, ""
         for name, value in self.headers:
             size += len(name) + len(value) + 4
             if name == b"content-length":
                 length = int(value)
+            elif name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and value.lower() != b"chunked":
+                wrong = "expected no transfer-encoding but chunked"
+        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
+            wrong = f"expected one Host header, got {hosts}"
         self._in_header, self._header_bytes = False, 0
+        self._body_bytes = self._framing_bytes = 0
         self._unwatch()
         if size > self.limits.header_bytes:
             self._refuse(431, f"expected a header of at most {self.limits.header_bytes} bytes, got {size}")
+            return
+        if wrong:
+            self._refuse(400, wrong)
             return
         limits = self.limits
         # A body beyond the limit is refused by its length; the refused rest is thrown away no longer than a whole one.
@@ -138,6 +159,7 @@ class Connection(HttpToolsProtocol):
 
         uvicorn wakes it, and stops and starts reading, every 64 KiB: nine times for a tensor of 600 kB.
         """
+        self._body_bytes += len(body)
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             return

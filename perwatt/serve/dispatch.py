@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -92,6 +92,7 @@ class Dispatch:
         self._staging = self._next_staging()
         self._sequence = 0
         self._large = self._layout.tensor_bytes(self._layout.input) // self._layout.images > LARGE_IMAGE_BYTES
+        self._decoding = 0
         self._draining = False
         self._restarting: asyncio.Task[None] | None = None
         self._started_s, self._start_took_s = time.monotonic(), 0.0
@@ -171,6 +172,24 @@ class Dispatch:
         """The engine time it has used, in seconds."""
         return self._turn.used_s
 
+    @contextlib.contextmanager
+    def expecting(self, images: int, *, deadline: float | None = None, priority: int = 0) -> Iterator[None]:
+        """Announce images that are being decoded, for as long as they are. Raises Refused as `infer` would by now.
+
+        Decoding costs the cores that the network runs on: what would be refused afterwards is refused before.
+        """
+        if not self.ready:
+            raise self._unavailable()
+        self.batcher.stretch = self._turn.stretch
+        refusal = self.batcher.refusal(images, deadline_s=deadline, priority=priority, behind=self._decoding)
+        if refusal is not None:
+            raise _refused(refusal)
+        self._decoding += images
+        try:
+            yield
+        finally:
+            self._decoding -= images
+
     async def infer(self, images: np.ndarray, *, deadline: float | None = None, priority: int = 0) -> Answer:
         """Return the outputs of images, float32 [images, ...]; deadline in seconds of time.monotonic().
 
@@ -192,12 +211,7 @@ class Dispatch:
         ticket = self.batcher.submit(len(images), deadline_s=deadline, priority=priority, payload=call)
         if isinstance(ticket, Refusal):
             self._fail_dropped()
-            raise Refused(
-                ticket.message,
-                reason=ticket.reason,
-                status=_STATUS[ticket.reason],
-                retry_after_s=ticket.retry_after_s,
-            )
+            raise _refused(ticket)
         self._pump()
         if ticket.state == "waiting" and not ticket.taken:
             self._stage(ticket)
@@ -338,7 +352,13 @@ class Dispatch:
         if not call.future.done():
             began = ticket.arrived_s if call.began_s is None else call.began_s
             call.future.set_result(
-                Answer(call.outputs, max(0.0, began - ticket.arrived_s), call.infer_s, call.batch_images)
+                Answer(
+                    call.outputs,
+                    max(0.0, began - ticket.arrived_s),
+                    call.infer_s,
+                    call.batch_images,
+                    time.monotonic(),
+                )
             )
 
     def _fail(self, ticket: Ticket, error: PerwattError) -> None:
@@ -488,3 +508,12 @@ class Dispatch:
             before = joules()
             runs = await self._process.repeat(size, METERED_S)
             self.latency.observe_joules(size, (joules() - before) / runs)
+
+
+def _refused(refusal: Refusal) -> Refused:
+    return Refused(
+        refusal.message,
+        reason=refusal.reason,
+        status=_STATUS[refusal.reason],
+        retry_after_s=refusal.retry_after_s,
+    )

@@ -18,12 +18,14 @@ from perwatt.serve.metrics import Metrics, ModelMetrics
 from perwatt.serve.photos import Decoder
 from perwatt.serve.repository import Deployed, Repository
 from perwatt.serve.service import Answer
-from perwatt.serve.traffic import Traffic
+from perwatt.serve.traffic import Traffic, WayBack
 
 # The protocol's priority 0 means the default; smaller numbers come first, so that 1 to 7 go before it.
 DEFAULT_PRIORITY = 8
 # Retry-After never asks for more: by then the queue is another one.
 MOST_RETRY_S = 30.0
+# The most of a request's time that its way to the server, and its answer's way back, is taken to need, each.
+MOST_ON_THE_WAY = 0.1
 # The status of a request whose client has gone: nobody reads it, but it is counted.
 GONE = 499
 
@@ -48,6 +50,8 @@ class Front:
     energy: Joules | None = None
     # When the meter was last read, its joules, and the engine seconds of each package then.
     energy_before: tuple[float, float | None, dict[str, float]] | None = None
+    # How long answers take from the network to their client.
+    way_back: WayBack = field(default_factory=WayBack)
     # Tells a server from the one that was here before it.
     run: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -106,6 +110,13 @@ def enter(front: Front, route: str, model: str) -> Visit:
     return Visit(front, route, model, time.monotonic())
 
 
+def answered(visit: Visit) -> None:
+    """Note that an answer is written and about to be sent."""
+    found = visit.answer
+    if found is not None and found.done_s is not None:
+        visit.front.way_back.observe(time.monotonic() - found.done_s)
+
+
 def leave(visit: Visit) -> None:
     """End what `enter` began."""
     visit.front.requests -= 1
@@ -121,18 +132,23 @@ async def answer(visit: Visit, loaded: Deployed, question: Question, client: Cli
     front, received_s = visit.front, time.monotonic()
     visit.received_s = received_s - visit.started_s
     timeout_s = front.deadline_s if question.timeout_s is None else question.timeout_s
-    deadline = None if timeout_s is None else received_s + timeout_s
+    deadline = None
+    if timeout_s is not None:
+        # A client counts from when it sent to when it sees the answer. The time of a body that came at once is part of
+        # that, and so is the way back; a slow sender's is not, or it would be refused always.
+        most_s = MOST_ON_THE_WAY * timeout_s
+        deadline = received_s + timeout_s - min(visit.received_s, most_s) - min(front.way_back.p99_s, most_s)
+    priority = question.priority or DEFAULT_PRIORITY
     images = question.tensor
     if images is None:
         if loaded.preprocessing is None:
             raise Refused(f"model {loaded.name!r} takes tensors, not photographs", reason="unfitting", status=422)
-        images = await front.decoder.decode(
-            question.photos, loaded.preprocessing, deadline=deadline, gone=lambda: client.gone
-        )
+        with loaded.service.expecting(len(question.photos), deadline=deadline, priority=priority):
+            images = await front.decoder.decode(
+                question.photos, loaded.preprocessing, deadline=deadline, gone=lambda: client.gone
+            )
         visit.decoded_s = time.monotonic() - received_s
-    visit.answer = found = await loaded.service.infer(
-        images, deadline=deadline, priority=question.priority or DEFAULT_PRIORITY
-    )
+    visit.answer = found = await loaded.service.infer(images, deadline=deadline, priority=priority)
     figures, traffic = front.of(loaded.name), front.traffic.of(loaded.name)
     took_s, number = time.monotonic() - received_s, len(images)
     figures.images.inc(number)

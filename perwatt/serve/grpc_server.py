@@ -12,7 +12,7 @@ from perwatt.errors import InputError, PerwattError, Refused
 from perwatt.serve.app import DRAIN_S, EXTENSIONS, managed, model_facts
 from perwatt.serve.connection import Client
 from perwatt.serve.datatypes import BYTES, DATATYPES, datatype, joined
-from perwatt.serve.front import GONE, Front, answer, count_refusal, enter, leave, permit, retry_after_s
+from perwatt.serve.front import GONE, Front, answer, answered, count_refusal, enter, leave, permit, retry_after_s
 from perwatt.serve.grpc_messages import SERVICE, classes
 from perwatt.serve.messages import Question, asked_in, classified
 from perwatt.serve.repository import Deployed
@@ -250,7 +250,9 @@ async def _infer(front: Front, made: Mapping[str, Any], request: Any, context: A
             client = Client()
             client.task = asyncio.current_task()
             found = await answer(visit, deployed, asked, client)
-            return _response(made, deployed, asked, found.outputs)
+            written = _response(made, deployed, asked, found.outputs)
+            answered(visit)
+            return written
     finally:
         leave(visit)
 

@@ -29,7 +29,7 @@ from perwatt.serve.exchange import (
     server_timing,
     whole_number,
 )
-from perwatt.serve.front import GONE, Front, Visit, answer, count_refusal, enter, leave
+from perwatt.serve.front import GONE, Front, Visit, answer, answered, count_refusal, enter, leave
 from perwatt.serve.limits import HttpLimits
 from perwatt.serve.messages import Question, best, default_question, question, response
 from perwatt.serve.repository import Deployed
@@ -86,6 +86,7 @@ async def infer(front: Front, route: Route, scope: Scope, receive: Receive, send
             else:
                 body, typed = _written(loaded, asked, found.outputs)
             status = 200
+            answered(visit)
             await reply(send, 200, body, [*typed, server_timing(visit), *echoed])
     except Refused as refused:
         status = refused.status

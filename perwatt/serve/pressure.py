@@ -5,6 +5,10 @@ carries it small, and so costs the answers of several others; with more offered 
 refuse that one. For relative deadlines of D seconds, batches of B images in t(B) and images offered at a rate, those
 that come in the D - t(B) before a batch begins leave it time enough, so that batches of B answer
 min(B, rate * min(t(B), D - t(B))) / t(B) images a second.
+
+And the more is offered, the shorter a queue keeps the engine busy: at twice what can be answered, those that come while
+one batch runs are more than enough for the next. Who would have to wait longer than that is refused although the
+deadline would allow it, so that what is left of it covers batches that take longer than any before.
 """
 
 from math import exp, inf
@@ -15,13 +19,15 @@ from perwatt.serve.latency import LatencyTable
 MEMORY_S = 0.5
 # Offered above answerable by this much counts as overload; less is chance.
 _CLEARLY = 1.05
+# The smallest size that answers nearly as many as the best leaves the most time for the unforeseen.
+_NEARLY = 0.95
 _FRESH_S = 0.02
 
 
 class Pressure:
     """What is offered, against what batches of each size could answer. Times are on the batcher's clock."""
 
-    __slots__ = ("_deadline_s", "_most", "_needed_s", "_rate", "_seen_s", "_table", "_weighed_s")
+    __slots__ = ("_batch_s", "_deadline_s", "_excess", "_most", "_needed_s", "_rate", "_seen_s", "_table", "_weighed_s")
 
     def __init__(self, table: LatencyTable, most: int) -> None:
         self._table, self._most = table, most
@@ -29,6 +35,7 @@ class Pressure:
         self._deadline_s: float | None = None
         self._seen_s = -inf
         self._needed_s, self._weighed_s = 0.0, -inf
+        self._batch_s = self._excess = 0.0
 
     def note(self, now_s: float, images: int, deadline_s: float) -> None:
         """Note what is offered: images, and their deadline in seconds from now (infinite: none)."""
@@ -52,15 +59,28 @@ class Pressure:
             self._needed_s = self._weigh(self.rate(now_s))
         return self._needed_s
 
+    def spare_s(self, deadline_s: float) -> float:
+        """Return how much time beyond that a request with so many seconds to its deadline has to leave.
+
+        Called after `needed_s`. All of what two batches do not need at twice the pace of the engine, none at that pace;
+        no more than what would be missing were both to take twice as long.
+        """
+        both_s = self._batch_s + self._needed_s
+        return self._excess * min(max(0.0, deadline_s - both_s), both_s)
+
     def _weigh(self, rate: float) -> float:
         if self._deadline_s is None:
             return 0.0
-        best, needed_s = 0.0, 0.0
+        sizes = []
         for size in self._table.sizes:
             images = min(size, self._most)
             seconds, bound_s = self._table.expected_s(images), self._table.bound_s(images)
             window_s = min(seconds, self._deadline_s - bound_s)
             answered = min(images, rate * window_s) / seconds if window_s > 0 else 0.0
-            if answered > best * 1.01:
-                best, needed_s = answered, bound_s
-        return needed_s if rate > _CLEARLY * best > 0 else 0.0
+            sizes.append((answered, bound_s, seconds))
+        best = max(answered for answered, _, _ in sizes)
+        if not rate > _CLEARLY * best > 0:
+            return 0.0
+        self._excess = min(1.0, rate / best - 1)
+        _, needed_s, self._batch_s = next(each for each in sizes if each[0] >= _NEARLY * best)
+        return needed_s

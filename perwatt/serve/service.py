@@ -1,5 +1,6 @@
 """What the front of the server knows of a network that answers: this contract, and nothing of batches or processes."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,13 +20,15 @@ class TensorFacts:
 class Answer:
     """What one call of infer gives: the outputs in the order of the facts, each [images, ...], and where time went.
 
-    `batch_size` is the number of images of the batch that carried the first of them.
+    `batch_size` is the number of images of the batch that carried the first of them; `done_s` is when the last of them
+    had come back, in seconds of time.monotonic(), None where nobody looked.
     """
 
     outputs: tuple[np.ndarray, ...]
     queue_s: float
     infer_s: float
     batch_size: int
+    done_s: float | None = None
 
 
 class Service(Protocol):
@@ -50,6 +53,14 @@ class Service(Protocol):
     @property
     def engine_s(self) -> float:
         """The engine time it has used, in seconds."""
+
+    def expecting(
+        self, images: int, *, deadline: float | None = None, priority: int = 0
+    ) -> AbstractContextManager[None]:
+        """Announce images that are still being decoded, for as long as they are; `infer` follows.
+
+        Raises errors.Refused at once when they would be refused although they were here already.
+        """
 
     async def infer(self, images: np.ndarray, *, deadline: float | None = None, priority: int = 0) -> Answer:
         """Return the outputs of images, float32 [images, ...]; deadline in seconds of time.monotonic().

@@ -14,6 +14,8 @@ EDGES_S = np.logspace(-4, 2, 241)
 KEPT_S = 300
 # Percentiles and batch sizes are of so many seconds: of one second alone they jump about.
 WINDOW_S = 10
+# Answers whose way back is remembered, and after how many the percentile is computed anew.
+WAYS_KEPT, WAYS_EVERY = 256, 32
 # How quickly the pace follows a change: the share of the newest second.
 NEWEST = 0.3
 
@@ -116,6 +118,26 @@ class Traffic:
     def wait_s(self, requests: int) -> float | None:
         """Return in how many seconds so many requests will have been answered at the present pace, None if unknown."""
         return requests / self.answered_per_s if self.answered_per_s else None
+
+
+class WayBack:
+    """How long answers take from the network to their client, as far as this process sees it: the latest of them.
+
+    Those of one batch are written one after the other, behind whatever else the event loop has to do.
+    """
+
+    def __init__(self) -> None:
+        self.p99_s = 0.0
+        self._latest: deque[float] = deque(maxlen=WAYS_KEPT)
+        self._until = WAYS_EVERY
+
+    def observe(self, seconds: float) -> None:
+        """Add one; the percentile is computed anew every so often."""
+        self._latest.append(seconds)
+        self._until -= 1
+        if not self._until:
+            self._until = WAYS_EVERY
+            self.p99_s = float(np.percentile(self._latest, 99))
 
 
 def _percentile_ms(counts: np.ndarray, share: float) -> float | None:

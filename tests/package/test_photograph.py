@@ -201,6 +201,15 @@ def test_a_portable_pixmap_is_scaled_by_its_greatest_value(greatest: int) -> Non
     assert np.abs(decoded(content) - pixels * 255 / greatest).max() <= 0.5
 
 
+def test_a_small_jpeg_cannot_keep_the_decoder_busy_with_scans() -> None:
+    content = stored(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    last = content.rfind(b"\xff\xda")
+    assert decoded(content).shape == (64, 64, 3)
+    with pytest.raises(PhotographRefused, match="scans") as refused:
+        decoded(content[:-2] + content[last:-2] * 100 + content[-2:])
+    assert refused.value.reason == "scans"
+
+
 def test_the_first_of_several_frames_is_taken() -> None:
     frames = [Image.fromarray(noise(6, 5, 3, seed=seed)) for seed in range(3)]
     for form in ("PNG", "TIFF"):

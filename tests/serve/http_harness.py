@@ -39,6 +39,7 @@ class Sums:
     version: float = 1.0
     pause_s: float = 0.0
     refusal: Refused | None = None
+    unwelcome: Refused | None = None  # what photographs are told before they are decoded
     ready: bool = True
     queued_images: int = 0
     engine_s: float = 0.0
@@ -48,6 +49,12 @@ class Sums:
     seen: list[dict[str, Any]] = field(default_factory=list)
     inputs: tuple[TensorFacts, ...] = (TensorFacts("pixels", FLOAT, (3, *SIZE)),)
     outputs: tuple[TensorFacts, ...] = (TensorFacts("sums", FLOAT, (5,)), TensorFacts("first", FLOAT, ()))
+
+    @contextmanager
+    def expecting(self, images: int, *, deadline: float | None = None, priority: int = 0) -> Iterator[None]:
+        if self.unwelcome is not None:
+            raise self.unwelcome
+        yield
 
     async def infer(self, images: np.ndarray, *, deadline: float | None = None, priority: int = 0) -> Answer:
         if self.closed:

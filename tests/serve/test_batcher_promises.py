@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from perwatt.serve.batcher import Limits
 from perwatt.serve.latency import Objective
+from perwatt.serve.ticket import Batch
 
 SIZES = (1, 2, 4, 8)
 curves = st.lists(st.floats(0.0, 0.05), min_size=4, max_size=4).map(
@@ -91,6 +92,44 @@ def test_three_times_the_capacity_costs_no_goodput(
     assert latencies[int(0.99 * len(latencies))] <= worst * limit_s, "the 99th percentile of those answered"
     assert len(outcome.expired) <= 0.01 * len(outcome.admitted)
     assert len(outcome.finished_s) + len(outcome.expired) == len(outcome.admitted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [CPU, DENSE], ids=["small gain", "large gain"])
+@pytest.mark.parametrize("limit_s", [0.1, 0.2])
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_who_is_let_in_is_in_time_though_the_machine_is_now_and_then_half_as_fast(
+    seconds: dict[int, float], limit_s: float, seed: int
+) -> None:
+    """Three times the capacity; durations vary by a fifth, and double for half a second in ten: others take cores."""
+    noise = random.Random(seed)
+    most = max(size / each for size, each in seconds.items() if 2 * each * 1.6 <= limit_s)
+    duration, slow_s, every_s = 30.0, 0.5, 10.0
+    begins = [100.0 + every_s * (number + noise.random()) for number in range(int(duration / every_s) + 1)]
+    now, list_ = 0.0, []
+    while now < duration:
+        now += noise.expovariate(3 * most)
+        list_.append((now, None, 0))
+
+    def takes_s(batch: Batch) -> float:
+        slow = any(begin <= batch.started_s < begin + slow_s for begin in begins)
+        return seconds[batch.size] * noise.lognormvariate(0.0, 0.2) * (2.0 if slow else 1.0)
+
+    outcome = serve(seconds, Limits(deadline_s=limit_s), list_, takes_s)
+    latencies = outcome.latencies_s
+    capacity = most * (1 - 0.5 * slow_s / every_s)
+    good = sum(latency <= limit_s for latency in latencies)
+    assert good >= 0.90 * capacity * duration, f"{good / duration:.1f} of {capacity:.1f} images/s"
+    assert latencies[int(0.99 * len(latencies))] <= limit_s, "the 99th percentile of those answered"
+    assert len(outcome.expired) <= 0.01 * len(outcome.admitted)
+
+
+def test_one_batch_that_took_long_turns_nobody_away_from_an_idle_engine() -> None:
+    """What one slow batch said of the machine is forgotten where no other comes to tell."""
+    noise = iter([1.0, 6.0])
+    list_ = [(number * 0.5, 0.03, 0) for number in range(10)]
+    outcome = serve({1: 0.02}, Limits(), list_, lambda batch: 0.02 * next(noise, 1.0))
+    assert len(outcome.admitted) == len(list_)
 
 
 def test_after_overload_everybody_is_served_again_at_once() -> None:

@@ -104,7 +104,7 @@ def test_chunked_bodies_and_expect_continue_work(served: Sockets) -> None:
         b"",
         b"POST /v2/models",
         request(b"x" * 50)[:-20],
-        b"POST /v2/models/sums/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+        b"POST /v2/models/sums/infer HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
     ],
     ids=["nothing", "half a header", "half a body", "half a chunk"],
 )
@@ -157,6 +157,36 @@ def test_a_header_that_never_ends_is_refused_too(served: Sockets) -> None:
 def test_what_is_not_http_gets_400_in_json(served: Sockets, sent: bytes) -> None:
     with served.connect() as connection:
         connection.sendall(sent)
+        answer = received(connection)
+    assert status_of(answer) == 400
+    assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]
+
+
+CHUNKED = b"POST /v2/models/sums/infer HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"0\r\nX: " + b"x" * 10**7, b"5;" + b"x" * 10**7], ids=["trailer", "extension"])
+def test_what_comes_around_a_body_is_limited_too(served: Sockets, sent: bytes) -> None:
+    with served.connect() as connection:
+        try:
+            connection.sendall(CHUNKED + sent)
+            answer = received(connection)
+        except ConnectionError:  # refused while it was still being sent
+            return
+    assert status_of(answer) == 431
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v2 HTTP/1.1\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\nHost: elsewhere.example\r\nHost: localhost\r\n\r\n",
+        CHUNKED.replace(b"chunked", b"gzip, chunked") + b"0\r\n\r\n",
+    ],
+)
+def test_a_request_without_one_host_or_with_a_coding_nobody_undoes_is_refused(served: Sockets, head: bytes) -> None:
+    with served.connect() as connection:
+        connection.sendall(head)
         answer = received(connection)
     assert status_of(answer) == 400
     assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]

@@ -195,6 +195,26 @@ def test_deadlines_and_priorities_reach_the_network() -> None:
         assert priority == wanted
 
 
+def test_a_photograph_that_would_be_refused_is_not_decoded(made: Bench) -> None:
+    made.service.unwelcome = Refused("too late", reason="deadline", status=429, retry_after_s=0.2)
+    reply = made.call("POST", CLASSIFY, photo())
+    made.service.unwelcome = None
+    assert (reply.status, reply.headers["retry-after-ms"]) == (429, "200")
+    assert made.front.decoder.mean_s is None
+    assert not made.service.seen
+
+
+def test_a_request_s_deadline_leaves_time_for_the_way_back_but_no_more_than_a_tenth() -> None:
+    made = bench(deadline_s=2.0)
+    for way_s, most_s in ((0.0, 2.0), (0.05, 1.95), (9.0, 1.8)):
+        for _ in range(512):
+            made.front.way_back.observe(way_s)
+        before = time.monotonic()
+        assert made.call("POST", CLASSIFY, photo()).status == 200
+        deadline = made.service.seen[-1]["deadline"]
+        assert before + 0.5 < deadline <= time.monotonic() + most_s
+
+
 def test_a_deadline_that_passes_while_decoding_waits_is_refused_before_it_costs(made: Bench) -> None:
     made.front.decoder.mean_s = 100.0  # as if photographs took so long
     made.front.decoder.waiting = 2

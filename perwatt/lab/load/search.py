@@ -35,7 +35,13 @@ Saturate = Callable[[Settings, int], Run]
 
 
 def find_max(
-    bench: Bench, target: str, settings: Settings, send: Send, saturate: Saturate, rest_s: float = REST_S
+    bench: Bench,
+    target: str,
+    settings: Settings,
+    send: Send,
+    saturate: Saturate,
+    rest_s: float = REST_S,
+    most_probes: int = MOST_PROBES,
 ) -> Search:
     """Search the rate of a target and add probes and conclusion to the bench.
 
@@ -60,7 +66,7 @@ def find_max(
     ceiling = math.inf
     stalls: Counter[float] = Counter()
     rate = max(_FIRST * saturated, 1.0 / LONGEST_PROBE_S)
-    for number in range(MOST_PROBES):
+    for number in range(most_probes):
         if bench.partial_reason is not None:
             break
         seconds = probe_seconds(rate, settings.seconds)
