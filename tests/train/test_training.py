@@ -129,6 +129,9 @@ def test_ctrl_c_ends_the_step_and_says_how_to_go_on(
     monkeypatch.setattr(Learner, "learn", learn)
     assert cli.run(["train", "--resume", "--out", str(tmp_path / "run"), "--epochs", "2"]) == cli.EXIT_USER
     assert "epochs 2, it began with 1" in capsys.readouterr().err
+    # Zero is an answer too, not an option left out.
+    assert cli.run(["train", "--resume", "--out", str(tmp_path / "run"), "--ema", "0"]) == cli.EXIT_USER
+    assert "ema 0.0, it began with 0.998" in capsys.readouterr().err
     assert cli.run(["train", "--resume", "--out", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ending"] == "finished"
 
@@ -157,6 +160,15 @@ def test_a_full_disk_costs_the_last_interval_only(tmp_path: Path, monkeypatch: p
 def test_a_loss_that_is_no_number_ends_the_run_with_the_remedy(tmp_path: Path) -> None:
     recipe = recipe_for("quick", "lenet", grey=True, epochs=2, learning_rate=1e9, ema=0.0)
     with pytest.raises(TrainingError, match=r"learning rate.*--learning-rate"):
+        train(asked(tmp_path / "run", recipe), watching())
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_a_validation_that_is_no_number_ends_the_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last update of an epoch may spoil the weights behind a loss that was still a number."""
+    monkeypatch.setattr(Learner, "score", lambda self, batches: Score(float("nan"), 0.1, 0.5, 10))
+    recipe = recipe_for("quick", "lenet", grey=True, epochs=2, batch=700)
+    with pytest.raises(TrainingError, match=r"got nan.*--learning-rate"):
         train(asked(tmp_path / "run", recipe), watching())
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
