@@ -180,16 +180,17 @@ class Start:
     preprocessing: Preprocessing
 
 
-def start(request: Request, classes: int) -> Start:
-    """Return the built-in network at the request's size, or the package's own network for other classes.
+def start(request: Request, labels: Sequence[str]) -> Start:
+    """Return the built-in network at the request's size, or the package's own network, for these classes.
 
     Raises InputError when there is no such network or the size is too small for it, NetworkError when the package's
     network cannot be trained.
     """
     if request.package is not None:
         package = read_package(request.out / request.package if not request.package.is_absolute() else request.package)
-        graph = fine_tuned(package, classes, request.seed, request.size)
+        graph = fine_tuned(package, labels, request.seed, request.size)
         return Start(package.name, graph, graph, _at_size(package.preprocessing, graph))
+    classes = len(labels)
     deployed = build(request.network, batch=1, classes=classes, size=request.size)
     network = NETWORKS[request.network]
     graph = deployed

@@ -63,9 +63,11 @@ def train(asked: Request, watching: Watching, *, again: bool = False, checkpoint
     request.require_device(asked.device, asked.recipe)
     if not again:
         request.require_new(asked.out)
+        if asked.package is not None:  # as it was given, not below the run's folder, where its copy will lie
+            asked = replace(asked, package=asked.package.absolute())
     # What needs no picture first: decoding a large set takes minutes.
     data = request.opened(asked)
-    begin = request.start(asked, len(data.classes))
+    begin = request.start(asked, data.classes)
     request.require_space(asked, begin.graph)
     data, digests = request.prepared_data(asked, data, watching.look, watching.say)
     request.require_moments(asked.recipe, begin.graph, len(data.split("train")))

@@ -104,11 +104,11 @@ def test_pictures_that_would_be_learned_and_validated_on_are_told(tmp_path: Path
 
 def test_a_size_too_small_for_the_network_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"size.*at least"):
-        start(asked(tmp_path / "set", size=8), 2)
+        start(asked(tmp_path / "set", size=8), ("a", "b"))
 
 
 def test_a_size_gives_the_network_and_its_preprocessing(tmp_path: Path) -> None:
-    begin = start(asked(tmp_path / "set", size=64), 3)
+    begin = start(asked(tmp_path / "set", size=64), ("a", "b", "c"))
     assert begin.graph.values["data"].shape == (1, 3, 64, 64)
     assert begin.graph.values["prob"].shape == (1, 3)
     assert begin.preprocessing.size == (64, 64)
@@ -116,7 +116,7 @@ def test_a_size_gives_the_network_and_its_preprocessing(tmp_path: Path) -> None:
 
 
 def test_googlenet_learns_with_auxiliary_answers_and_is_deployed_without(tmp_path: Path) -> None:
-    begin = start(asked(tmp_path / "set", network="googlenet", size=64), 3)
+    begin = start(asked(tmp_path / "set", network="googlenet", size=64), ("a", "b", "c"))
     assert len(begin.graph.outputs) == 3
     assert begin.deployed.outputs == ("prob",)
 

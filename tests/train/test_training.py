@@ -111,6 +111,27 @@ def test_a_person_may_stop_and_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_package_goes_on_learning_where_it_was_given_and_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the README has it: with a path that is relative to where the command is given, and not to the run."""
+    monkeypatch.chdir(tmp_path)
+    first = train(asked(Path("first")), watching())
+    assert first.package is not None
+    command = ["train", "digits", "--from", str(first.package), "--epochs", "1", "--recipe", "quick", "--json"]
+    assert cli.run([*command, "--device", "cpu", "--out", "second"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert first.validation is not None
+    assert found["validation"]["top1"] > 0.8  # one epoch from nothing is at 0.77
+    package = read_package(Path(found["package"]))
+    assert package.labels == tuple("0123456789")
+    # What a resumed run begins with lies in its own folder.
+    first.package.unlink()
+    assert cli.run(["train", "--resume", "--out", "second", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["validation"] == found["validation"]
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_the_step_and_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
