@@ -296,6 +296,15 @@ def test_the_rate_rises_to_its_peak_and_falls_to_its_floor() -> None:
     assert math.isclose(rates[120], 0.2 * (0.01 + 0.99 / 2), rel_tol=1e-9)  # half of the way along the cosine
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_short_run_reaches_its_peak_and_falls_too(epochs: int) -> None:
+    recipe = Recipe(epochs=epochs, batch=RATE_BATCH, learning_rate=0.1, warmup_epochs=3, final_rate=0.01)
+    rates = [learning_rate(recipe, step, 40) for step in range(40 * epochs)]
+    assert int(np.argmax(rates)) == 10 * epochs
+    assert math.isclose(max(rates), 0.1)
+    assert rates[-1] < 0.0015
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
