@@ -24,6 +24,12 @@ EXIT_FAULT = 1
 EXIT_USER = 2
 EXIT_PARTIAL = 3
 EXIT_INTERRUPTED = 130
+# What a command may miss that is no part of the core, and what brings it.
+EXTRAS = {
+    **dict.fromkeys(("torch", "safetensors"), "train"),
+    **dict.fromkeys(("starlette", "uvicorn", "httptools", "uvloop", "orjson", "prometheus_client"), "serve"),
+    **dict.fromkeys(("matplotlib", "psutil"), "bench"),
+}
 _EXIT_CODES = (
     "Exit codes: 0 done; 1 check, compare or data found a fault, or bench measured no valid row; 2 the request cannot "
     "be met (one line on stderr says why); 3 stopped by Ctrl-C, what was measured is kept as a partial Record; "
@@ -60,6 +66,13 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, prog_name="perwatt", standalone_mode=False)
     except PerwattError as error:
         return _complain(str(error))
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        return _complain(
+            f"{' '.join(arguments[:1])}: expected {error.name}, it is not installed; pip install 'perwatt[{extra}]'"
+        )
     except KeyboardInterrupt:
         return _complain("stopped by Ctrl-C; nothing was kept", EXIT_INTERRUPTED)
     except typer.Abort:

@@ -186,6 +186,16 @@ def test_a_missing_matplotlib_costs_the_report_only(
     assert " report  " not in told.out
 
 
+@pytest.mark.parametrize("missing", ["torch", "safetensors"])
+def test_a_missing_package_is_told_with_what_brings_it(missing: str) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; from perwatt import cli; sys.exit(cli.run(['train', 'digits']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == cli.EXIT_USER
+    assert done.stderr == f"perwatt: train: expected {missing}, it is not installed; pip install 'perwatt[train]'\n"
+
+
 def test_check_tells_a_whole_record_from_a_doctored_one(valid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["check", str(valid)]) == 0
     assert capsys.readouterr().out.startswith("VALID")

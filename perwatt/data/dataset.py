@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from perwatt.errors import DataError
-from perwatt.package.preprocessing import Photo, decode
+from perwatt.package.preprocessing import Photo, Shrink, decode
 
 # The order in which splits are shown; no source has others.
 SPLITS = ("train", "validation", "test")
@@ -45,12 +45,15 @@ class Split:
         """Return what a person calls a picture: its path, or the array's name with the place in it."""
         return f"{self.pictures.name}[{index}]" if isinstance(self.pictures, Stored) else str(self.pictures[index])
 
-    def photo(self, index: int) -> Photo:
-        """Return a picture, decoded, upright, as 8-bit RGB. Raises InputError when it is broken."""
+    def photo(self, index: int, shrink: Shrink | None = None) -> Photo:
+        """Return a picture, decoded, upright, as 8-bit RGB; with `shrink` a JPEG file perhaps smaller (see `decode`).
+
+        Raises InputError when it is broken.
+        """
         if isinstance(self.pictures, Stored):
             # Grey to RGB and back is exact: preprocessing sees the very pixels.
             return Image.fromarray(self.pictures.pixels[index]).convert("RGB")
-        return decode(self.pictures[index])
+        return decode(self.pictures[index], shrink=shrink)
 
     def encoded(self, index: int) -> bytes:
         """Return a picture as the bytes of an image file: those of its file, or a PNG. Raises DataError."""

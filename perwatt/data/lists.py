@@ -6,6 +6,7 @@ or numbers only: the label and then the pixels of a square picture, as MNIST is 
 
 import csv
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +119,15 @@ def _csv(path: Path) -> _Rows:
 
 def _csv_pixels(path: Path, header: bool, label_at: int, columns: int) -> _Rows:
     try:
-        table = np.loadtxt(path, delimiter=",", skiprows=int(header), dtype=np.float32, ndmin=2, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an empty table is told below
+            table = np.loadtxt(
+                path, delimiter=",", skiprows=int(header), dtype=np.float32, ndmin=2, encoding="utf-8-sig"
+            )
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected numbers, a label and its pixels in a row: {error}") from error
+    if not table.size:
+        raise DataError(f"{path}: expected rows of a label and pixels below the header, got none; add some")
     labels, pixels = table[:, label_at], np.delete(table, label_at, axis=1)
     side = round((columns - 1) ** 0.5)
     if side * side != columns - 1:

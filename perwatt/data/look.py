@@ -19,7 +19,7 @@ from perwatt.package.preprocessing import Photo
 # done, of how many pictures
 Progress = Callable[[int, int], None]
 _AT_ONCE = 256
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def _file(split: Split, index: int, memory: "_Memory") -> Seen:
         photo = split.photo(index)
         seen = Seen(photo.width, photo.height, _digest_of(photo))
     except InputError as error:
-        seen = Seen(0, 0, "", str(error))
+        # Not remembered: rights, or a decoder that was missing, are mended without a change of the file.
+        return Seen(0, 0, "", str(error))
     memory.put(path, stamp, seen)
     return seen
 
@@ -116,7 +117,7 @@ def _digest(pixels: np.ndarray) -> str:
 
 
 class _Memory:
-    """What was seen of files before, by path, size and time of change, in one JSON file of perwatt's cache."""
+    """What was seen of whole pictures before, by path, size and time of change, in one JSON file of perwatt's cache."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,13 +138,13 @@ class _Memory:
 
     def get(self, path: Path, stamp: tuple[int, int]) -> Seen | None:
         row = self.rows.get(str(path.absolute()))
-        if not isinstance(row, list) or len(row) != 6 or tuple(row[:2]) != stamp:
+        if not isinstance(row, list) or len(row) != 5 or tuple(row[:2]) != stamp:
             return None
-        width, height, digest, fault = row[2:]
-        return Seen(int(str(width)), int(str(height)), str(digest), None if fault is None else str(fault))
+        width, height, digest = row[2:]
+        return Seen(int(str(width)), int(str(height)), str(digest))
 
     def put(self, path: Path, stamp: tuple[int, int], seen: Seen) -> None:
-        self.rows[str(path.absolute())] = [*stamp, seen.width, seen.height, seen.digest, seen.fault]
+        self.rows[str(path.absolute())] = [*stamp, seen.width, seen.height, seen.digest]
         self.changed = True
 
     def keep(self) -> None:

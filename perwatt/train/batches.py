@@ -21,6 +21,9 @@ AHEAD_BYTES = 256 << 20
 MOST_AHEAD = 16
 # Photographs that one thread decodes in a go.
 _TOGETHER = 4
+# At which parts of its sides a JPEG can be decoded, and how much larger than the input what is cut out stays.
+PARTS = (8, 4, 2)
+ENOUGH = 2.0
 
 PLAIN = Recipe(augment="none", flip=False)
 
@@ -152,14 +155,38 @@ class Batches:
     def _decoded(self, group: np.ndarray, epoch: int, images: np.ndarray) -> None:
         down, right, mirrored = moves(self.recipe, self.seed, epoch, group, *self.how.size[::-1])
         for place, index in enumerate(group):
-            photo = self.split.photo(int(index))
-            crop = None
             if self.recipe.augment == "crop":
-                crop, mirror = crop_and_mirror(self.recipe, self.seed, epoch, int(index), photo.width, photo.height)
-                mirrored[place] = mirror
-            images[place] = preprocess(photo, self.how, crop).transpose(1, 2, 0)
+                images[place], mirrored[place] = self._cropped(int(index), epoch)
+            else:
+                images[place] = preprocess(self.split.photo(int(index)), self.how).transpose(1, 2, 0)
         if down.any() or right.any() or mirrored.any():
             images[...] = moved(images, down, right, mirrored)
+
+    def _cropped(self, index: int, epoch: int) -> tuple[np.ndarray, bool]:
+        """Return a random part of a picture [height, width, channels], and whether it is to be mirrored.
+
+        JPEGs are decoded at a half, a quarter or an eighth of their sides where the part keeps ENOUGH times the input's
+        sides: decoding whole photographs of 12 megapixels would take longer than learning from them.
+        """
+        whole, drawn = (0, 0), None
+        mirrored = False
+
+        def shrink(width: int, height: int) -> int:
+            nonlocal whole, drawn, mirrored
+            whole = (width, height)
+            drawn, mirrored = crop_and_mirror(self.recipe, self.seed, epoch, index, width, height)
+            assert drawn is not None
+            across, down = drawn[2] - drawn[0], drawn[3] - drawn[1]
+            most = min(across / self.how.size[1], down / self.how.size[0]) / ENOUGH
+            return next((part for part in PARTS if part <= most), 1)
+
+        photo = self.split.photo(index, shrink)
+        if not whole[0]:  # no JPEG: nobody asked
+            shrink(photo.width, photo.height)
+        assert drawn is not None
+        part = round(whole[0] / photo.width)
+        crop = drawn[0] / part, drawn[1] / part, drawn[2] / part, drawn[3] / part
+        return preprocess(photo, self.how, crop).transpose(1, 2, 0), mirrored
 
     def _as_stored(self) -> np.ndarray | None:
         """Return stored pictures as they are, where preprocessing would change none of their pixels: grey, its size."""

@@ -105,8 +105,8 @@ def _resumed(given: Mapping[str, Any], out: Path | None) -> tuple[Request, str]:
     recipe = asked.recipe.as_object()
     known = {**asked.as_object(), **recipe}
     for name, value in given.items():
-        if value in (None, False, "") or name == "recipe":
-            continue
+        if value is None or value == "" or name == "recipe" or (name == "skip_broken" and not value):
+            continue  # what was left out
         before = known[name]
         if str(value) != str(before):
             raise InputError(

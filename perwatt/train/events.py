@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from perwatt.errors import OutputError, TrainingError
 
+_ROOM = "free some, then go on with --resume"
+
 
 @dataclass(frozen=True)
 class Event:
@@ -56,11 +58,11 @@ class EventLog:
         try:
             written = os.write(self.file, content)
         except OSError as error:
-            raise OutputError(f"{self.path}: expected room for an event, got {error.strerror}; free some") from error
+            raise OutputError(f"{self.path}: expected room for an event, got {error.strerror}; {_ROOM}") from error
         finally:
             self.torn = written != len(content)
         if self.torn:
-            raise OutputError(f"{self.path}: expected room for an event, the disk is full; free some")
+            raise OutputError(f"{self.path}: expected room for an event, the disk is full; {_ROOM}")
         self.next_id += 1
         return event
 

@@ -124,7 +124,7 @@ def publish(
     return package
 
 
-def answers(module: TrainingForm, inputs: np.ndarray, dtype: torch.dtype, batch: int = 8) -> np.ndarray:
+def answers(module: TrainingForm, inputs: np.ndarray, dtype: torch.dtype, batch: int = 1) -> np.ndarray:
     """Return what the training form answers in this precision on the CPU: float64 [images, values]."""
     form = copy.deepcopy(module).to(device="cpu", dtype=dtype)
     parts = [form.answer(torch.from_numpy(inputs[at : at + batch]).to(dtype)) for at in range(0, len(inputs), batch)]

@@ -4,7 +4,7 @@ The Graph comes from a package, so any ONNX network whose operators can be train
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -26,20 +26,36 @@ CLASSWISE = frozenset(
 )
 
 
-def fine_tuned(package: Package, classes: int, seed: int, size: int | None = None) -> Graph:
+# From a layer of the classes, one of its constants and whether it is the weights' to what stands there from now on.
+Renew = Callable[[Node, str, bool], np.ndarray]
+
+
+def fine_tuned(package: Package, labels: Sequence[str], seed: int, size: int | None = None) -> Graph:
     """Return the Graph that training goes on from: the package's own, with batch 1.
 
-    Where it tells another number of classes apart, its last layer is drawn anew from the seed. `size` is another height
-    and width of the input, for networks that take any. Raises NetworkError when the package's network cannot be read or
-    has no last layer to replace, InputError when the classes or the size do not fit.
+    Where the package tells other classes apart than `labels`, its last layer is drawn anew from the seed; where it
+    tells the same ones in another order, that of its last layer follows. `size` is another height and width of the
+    input, for networks that take any. Raises NetworkError when the package's network cannot be read or has no last
+    layer to replace, InputError when the classes or the size do not fit.
     """
     graph = _main_output(read(package.model, batch=1))
+    classes = len(labels)
     if classes < 2:
         raise InputError(f"classes: expected at least 2, got {classes}; nothing is told apart with fewer")
     if size is not None:
         graph = _at_size(graph, size)
     had = math.prod(graph.values[graph.outputs[0]].shape[1:])
-    return graph if had == classes else _with_classes(graph, had, classes, seed)
+    known = tuple(labels) if package.labels is None else package.labels
+    if had == classes and known == tuple(labels):
+        return graph
+    if had == classes and set(known) == set(labels):
+        order = [known.index(label) for label in labels]
+        return _with_classes(
+            graph, had, classes, lambda node, name, weights: _ordered(graph, node, name, weights, order)
+        )
+    return _with_classes(
+        graph, had, classes, lambda node, name, weights: _drawn(graph, node, name, weights, had, classes, seed)
+    )
 
 
 def _main_output(graph: Graph) -> Graph:
@@ -50,17 +66,17 @@ def _main_output(graph: Graph) -> Graph:
     return Graph(graph.name, graph.inputs, graph.outputs[:1], graph.nodes, graph.constants, graph.values)
 
 
-def _with_classes(graph: Graph, had: int, classes: int, seed: int) -> Graph:
-    """Replace the layer that makes the logits, and correct the targets of Reshapes behind it."""
+def _with_classes(graph: Graph, had: int, classes: int, renew: Renew) -> Graph:
+    """Renew the layer that makes the logits, and correct the targets of Reshapes behind it."""
     last, behind = _last_layer(graph)
     constants = dict(graph.constants)
     for place, name in enumerate(last.inputs):
         if name in constants and place > 0:
-            constants[name] = _drawn(graph, last, name, had, classes, seed, weights=place == 1)
+            constants[name] = renew(last, name, place == 1)
     for node in behind:
         for name in node.inputs:  # a bias that is added on its own
             if name in constants:
-                constants[name] = _drawn(graph, node, name, had, classes, seed, weights=False)
+                constants[name] = renew(node, name, False)
     after = {node.name for node in behind}
 
     def corrected(node: Node) -> Mapping[str, Attribute]:
@@ -92,14 +108,24 @@ def _last_layer(graph: Graph) -> tuple[Node, list[Node]]:
     )
 
 
-def _drawn(graph: Graph, node: Node, name: str, had: int, classes: int, seed: int, weights: bool) -> np.ndarray:
-    """Return a new tensor of the last layer: the network's own rule where there is one, else variance 1 / inputs."""
-    old = graph.constants[name]
-    axes = [axis for axis, length in enumerate(old.shape) if length == had]
+def _class_axis(graph: Graph, node: Node, name: str, had: int, weights: bool) -> int:
+    """Return which axis of a constant of the last layer counts the classes. Raises NetworkError when none does."""
+    shape = graph.constants[name].shape
+    axes = [axis for axis, length in enumerate(shape) if length == had]
     if not axes:
-        raise NetworkError(f"{graph.name}: expected {name!r} to hold {had} classes, got shape {old.shape}")
+        raise NetworkError(f"{graph.name}: expected {name!r} to hold {had} classes, got shape {shape}")
     columns = node.operator == "MatMul" or (node.operator == "Gemm" and not node.attributes["transB"])
-    axis = (axes[-1] if columns else axes[0]) if weights else axes[-1]
+    return axes[0] if weights and not columns else axes[-1]
+
+
+def _ordered(graph: Graph, node: Node, name: str, weights: bool, order: list[int]) -> np.ndarray:
+    """Return a tensor of the last layer with its classes in this order."""
+    return np.take(graph.constants[name], order, _class_axis(graph, node, name, len(order), weights))
+
+
+def _drawn(graph: Graph, node: Node, name: str, weights: bool, had: int, classes: int, seed: int) -> np.ndarray:
+    """Return a new tensor of the last layer: the network's own rule where there is one, else variance 1 / inputs."""
+    old, axis = graph.constants[name], _class_axis(graph, node, name, had, weights)
     shape = tuple(classes if place == axis else length for place, length in enumerate(old.shape))
     if not weights:
         return np.zeros(shape, old.dtype)

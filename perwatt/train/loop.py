@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -65,7 +65,6 @@ class Standing:
     best: list[float] | None = None
     best_epoch: int | None = None
     stale: int = 0
-    epoch_tally: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     ended: bool = False
 
 
@@ -158,6 +157,7 @@ def _end_epoch(learner: Learner, run: Run, standing: Standing, epoch: int, clock
     run.show(_progress(learner, epoch, clock, None, text="validating"))
     score = learner.score(run.validation.in_order(recipe.batch))
     took_s = time.perf_counter() - began
+    _require_finite(learner, score.loss)  # the epoch's last update may have spoiled what its losses did not show
     merit = _merit(recipe, score)
     better = standing.best is None or merit > standing.best
     if better:

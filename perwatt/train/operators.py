@@ -45,6 +45,11 @@ def _first(given: Sequence[Tensor | None]) -> Tensor:
     return given[0]
 
 
+def _wide(data: Tensor) -> Tensor:
+    """Return halves as FP32: squares and sums of activations leave the range of FP16 soon."""
+    return data.float() if data.dtype in (torch.float16, torch.bfloat16) else data
+
+
 def _all(given: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in given if tensor is not None]
 
@@ -183,7 +188,7 @@ def _average_pool(node: Node, graph: Graph) -> Run:
     counts = pool.cut(functional.avg_pool2d(whole, kernel, strides, divisor_override=1))
 
     def run(given: Sequence[Tensor | None], training: bool) -> Tensor:
-        sums = functional.avg_pool2d(pool.padded(_first(given), 0.0), kernel, strides, divisor_override=1)
+        sums = functional.avg_pool2d(pool.padded(_wide(_first(given)), 0.0), kernel, strides, divisor_override=1)
         return pool.cut(sums) / counts.to(sums)
 
     return run
@@ -196,7 +201,7 @@ def _lrn(node: Node, graph: Graph) -> Run:
     before = (size - 1) // 2
 
     def run(given: Sequence[Tensor | None], training: bool) -> Tensor:
-        data = _first(given)
+        data = _wide(_first(given))
         squares = functional.pad(data * data, [0, 0, 0, 0, before, size - 1 - before])
         channels = data.shape[1]
         total = squares[:, :channels]

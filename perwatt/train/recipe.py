@@ -29,6 +29,8 @@ RATES: Mapping[str, float] = MappingProxyType(
         "efficientnet-lite0": 0.1,
     }
 )
+# A run of few epochs would else end before its rate has risen.
+LONGEST_WARMUP = 0.25
 ADAMW_RATE, ADAMW_DECAY = 1e-3, 0.05
 
 
@@ -37,7 +39,8 @@ class Recipe:
     """How to train. Raises InputError when a value makes no sense.
 
     `batch` images make one step, in `accumulate` equal parts whose gradients are added. `learning_rate` is for
-    RATE_BATCH images; it rises linearly over `warmup_epochs` and falls along half a cosine to `final_rate` of itself.
+    RATE_BATCH images; it rises linearly over `warmup_epochs`, at most LONGEST_WARMUP of the run, and falls along half a
+    cosine to `final_rate` of itself.
     `augment` is "crop" (a random part of the photograph, at least `crop_area` of it), "shift" (up to `shift` of the
     side, the edge repeated) or "none"; `flip` mirrors half of the images. `mixup` is the alpha of its beta
     distribution, 0 for none (Zhang et al., 2018, arXiv:1710.09412). `ema` is the decay of the average of weights that
@@ -159,7 +162,7 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
 def learning_rate(recipe: Recipe, step: int, steps_in_epoch: int) -> float:
     """Return the learning rate of a step, counted from 0 over the whole run."""
     peak = recipe.learning_rate * recipe.batch / RATE_BATCH
-    warmup = recipe.warmup_epochs * steps_in_epoch
+    warmup = min(recipe.warmup_epochs, LONGEST_WARMUP * recipe.epochs) * steps_in_epoch
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     whole = max(1.0, recipe.epochs * steps_in_epoch - warmup)

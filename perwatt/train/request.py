@@ -1,8 +1,9 @@
 """What is asked of a run, and everything that is checked before the first step: a fault found late costs hours."""
 
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,6 +29,8 @@ RUN_FILE = "run.json"
 VERSION = 1
 # Beside checkpoints: the log, curves, the package's container, and a margin.
 _SPARE_BYTES = 32 << 20
+# Broken pictures that are named when they are left out.
+_NAMED = 20
 
 Look = Callable[[DataSet], Mapping[str, tuple[Seen, ...]]]
 
@@ -91,14 +94,25 @@ def load(folder: Path) -> tuple[Request, str]:
         raise TrainingError(f"{path}: expected what a run writes, got a damaged file: {error}; train anew") from error
 
 
-def prepared_data(request: Request, look: Look, say: Callable[[str], None]) -> tuple[DataSet, dict[str, str]]:
+def opened(request: Request) -> DataSet:
+    """Return the data set to learn from as it is kept, with no picture decoded yet.
+
+    Raises DataError when it is none, or has nothing to tell apart.
+    """
+    data = open_data(request.data)
+    _require_classes(data)
+    return data
+
+
+def prepared_data(
+    request: Request, data: DataSet, look: Look, say: Callable[[str], None]
+) -> tuple[DataSet, dict[str, str]]:
     """Return the data set to learn from, with a validation split, and its fingerprint. Raises DataError,
     and TrainingError when it is not what the run began with.
 
     Everything that could stop training later is looked for: broken pictures (left out with `skip_broken`), classes
     with none or one, nothing to tell apart.
     """
-    data = open_data(request.data)
     seen = look(data)
     digests = pixel_fingerprint(data, seen)
     if request.digests and dict(request.digests) != digests:
@@ -108,9 +122,19 @@ def prepared_data(request: Request, look: Look, say: Callable[[str], None]) -> t
         )
     _warn_of_duplicates(examination(data, seen), say)
     if request.skip_broken:
+        _tell_broken(seen, say)
         data = without_broken(data, seen)
+        _require_classes(data)
     else:
         require_whole(data, seen)
+    data = held_out(data, request.seed)
+    if not len(data.split("validation")):
+        raise DataError(f"{data.source}: expected pictures in the validation split, got none; add some or remove it")
+    return data, digests
+
+
+def _require_classes(data: DataSet) -> None:
+    """Raise DataError unless there are classes to tell apart, and of each enough pictures to train on."""
     counts = [int((data.split("train").labels == label).sum()) for label in range(len(data.classes))]
     if len(data.classes) < 2:
         raise DataError(f"{data.source}: expected at least 2 classes, got {some(data.classes)}; nothing to tell apart")
@@ -125,10 +149,14 @@ def prepared_data(request: Request, look: Look, say: Callable[[str], None]) -> t
             f"{data.source}: expected at least 2 pictures of each class to train on, got 1 of {some(single)}; "
             "add pictures or remove the class"
         )
-    data = held_out(data, request.seed)
-    if not len(data.split("validation")):
-        raise DataError(f"{data.source}: expected pictures in the validation split, got none; add some or remove it")
-    return data, digests
+
+
+def _tell_broken(seen: Mapping[str, Sequence[Seen]], say: Callable[[str], None]) -> None:
+    faults = [f"{name}: {each.fault}" for name, pictures in seen.items() for each in pictures if each.fault is not None]
+    for fault in faults[:_NAMED]:
+        say(f"left out  {fault}")
+    if len(faults) > _NAMED:
+        say(f"left out  {len(faults) - _NAMED} more broken pictures; perwatt data names them")
 
 
 def _warn_of_duplicates(found: Examination, say: Callable[[str], None]) -> None:
@@ -152,16 +180,17 @@ class Start:
     preprocessing: Preprocessing
 
 
-def start(request: Request, classes: int) -> Start:
-    """Return the built-in network at the request's size, or the package's own network for other classes.
+def start(request: Request, labels: Sequence[str]) -> Start:
+    """Return the built-in network at the request's size, or the package's own network, for these classes.
 
     Raises InputError when there is no such network or the size is too small for it, NetworkError when the package's
     network cannot be trained.
     """
     if request.package is not None:
         package = read_package(request.out / request.package if not request.package.is_absolute() else request.package)
-        graph = fine_tuned(package, classes, request.seed, request.size)
+        graph = fine_tuned(package, labels, request.seed, request.size)
         return Start(package.name, graph, graph, _at_size(package.preprocessing, graph))
+    classes = len(labels)
     deployed = build(request.network, batch=1, classes=classes, size=request.size)
     network = NETWORKS[request.network]
     graph = deployed
@@ -187,6 +216,14 @@ def _at_size(how: Preprocessing, graph: Graph) -> Preprocessing:
     return replace(how, size=(height, width), resize_to=resize_to)
 
 
+def require_new(folder: Path) -> None:
+    """Raise TrainingError when there is a run in the folder."""
+    if (folder / RUN_FILE).exists():
+        raise TrainingError(
+            f"{folder}: expected a new folder, there is a run in it; go on with --resume or choose another --out"
+        )
+
+
 def require_device(device: str, recipe: Recipe) -> None:
     """Raise InputError when the device is not here or cannot train at the recipe's precision."""
     if device not in get_args(Device):
@@ -198,6 +235,21 @@ def require_device(device: str, recipe: Recipe) -> None:
             f"precision: expected fp32 on a CPU, where half precision trains slower, got {recipe.precision}; "
             "leave --precision out"
         )
+
+
+def require_moments(recipe: Recipe, graph: Graph, pictures: int) -> None:
+    """Raise InputError when a batch normalisation would see a single number of a channel: it has no variance."""
+    images = min(recipe.batch, pictures)
+    part = math.ceil(images / recipe.accumulate)
+    least = images - part * (math.ceil(images / part) - 1)  # the last part may be smaller
+    for node in graph.nodes:
+        if node.operator == "BatchNormalization":
+            numbers = least * math.prod(graph.values[node.inputs[0]].shape[2:])
+            if numbers < 2:
+                raise InputError(
+                    f"batch: expected at least 2 images in each part of a step, over which {graph.name} normalises "
+                    f"maps of one pixel at {node.name!r}, got {least}; enlarge --batch or --size, or lower --accumulate"
+                )
 
 
 def require_space(request: Request, graph: Graph) -> None:

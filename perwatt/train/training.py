@@ -13,7 +13,6 @@ import torch
 
 from perwatt import __version__
 from perwatt.data import DataSet
-from perwatt.errors import TrainingError
 from perwatt.machine import this_machine
 from perwatt.package.atomic_file import write_whole
 from perwatt.package.package import JSON, NAME
@@ -62,9 +61,16 @@ def train(asked: Request, watching: Watching, *, again: bool = False, checkpoint
     PerwattError's children; a run that began keeps its last checkpoint.
     """
     request.require_device(asked.device, asked.recipe)
-    data, digests = request.prepared_data(asked, watching.look, watching.say)
-    begin = request.start(asked, len(data.classes))
+    if not again:
+        request.require_new(asked.out)
+        if asked.package is not None:  # as it was given, not below the run's folder, where its copy will lie
+            asked = replace(asked, package=asked.package.absolute())
+    # What needs no picture first: decoding a large set takes minutes.
+    data = request.opened(asked)
+    begin = request.start(asked, data.classes)
     request.require_space(asked, begin.graph)
+    data, digests = request.prepared_data(asked, data, watching.look, watching.say)
+    request.require_moments(asked.recipe, begin.graph, len(data.split("train")))
     module = training_form(begin.graph)
     if asked.package is None:
         initialise(module, asked.network, asked.seed)
@@ -119,10 +125,6 @@ def _batches(asked: Request, data: DataSet, how: Preprocessing) -> Iterator[tupl
 
 def _new_folder(asked: Request) -> Request:
     """Make the run's folder with what a resumed run needs; return the request as it stands there."""
-    if (asked.out / request.RUN_FILE).exists():
-        raise TrainingError(
-            f"{asked.out}: expected a new folder, there is a run in it; go on with --resume or choose another --out"
-        )
     if asked.package is not None:
         write_whole(asked.out / START, asked.package.read_bytes())
         asked = replace(asked, package=Path(START))

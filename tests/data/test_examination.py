@@ -15,7 +15,7 @@ from perwatt.data import open_data
 from perwatt.data.contact_sheet import contact_sheet
 from perwatt.data.examination import examination, examine, require_whole, without_broken
 from perwatt.data.look import look
-from perwatt.errors import DataError
+from perwatt.errors import DataError, InputError
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +135,20 @@ def test_the_command_shows_and_counts(folder: Path, tmp_path: Path, capsys: pyte
     assert "in 2 splits" in out
     assert "000.png" in out
     assert cli.run(["data", str(tmp_path / "none")]) == 2
+
+
+def test_a_picture_that_was_mended_without_a_change_is_seen_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rights and missing decoders are no part of the file: what failed is tried anew."""
+    decode, broken = look_room.Split.photo, [True]
+
+    def refused(self: look_room.Split, index: int) -> Image.Image:
+        if broken[0] and self.name(index).endswith("001.png"):
+            raise InputError(f"{self.name(index)}: expected a readable photograph, got: Permission denied")
+        return decode(self, index)
+
+    monkeypatch.setattr(look_room.Split, "photo", refused)
+    assert sum(each.fault is not None for each in look(open_data(folder))["train"]) == 2
+    broken[0] = False
+    assert all(each.fault is None for each in look(open_data(folder))["train"])

@@ -154,6 +154,7 @@ def test_a_csv_of_pixels(tmp_path: Path, header: bool) -> None:
         ("label,a\n1,300\n", "0 to 255"),
         ("label,a\n1,0.5\n", "whole pixels"),
         ("label,a\n1,x\n", "numbers"),
+        ("label,a\n", "rows"),
         ("a,b\nx,y\n", "label"),
         ("path,label\na.png\n", "line 2"),
         ("", "label"),

@@ -449,3 +449,48 @@ def test_from_the_command_line_on_real_engines(
     assert "no difference seen" in shown
     refused = ["--precision", "fp16", "--engines", "onnxruntime", "--out", str(out)]
     assert cli.run(["evaluate", str(package), str(root), *refused]) == 1
+
+
+def test_probabilities_rounded_to_bf16_stay_probabilities(
+    package: Path, folders: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their sums are off 1 by more than FP32's; a softmax of them would make every confidence a seventh or so."""
+    block = Scripted.block
+
+    def rounded(self: Scripted, plan: BlockRequest, timeout_s: float | None = None) -> BlockResult:
+        found = block(self, plan, timeout_s)
+        if self.engine == "torch":
+            for outputs in found.outputs.values():
+                outputs[...] = (outputs.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)  # cut, not rounded
+                outputs *= np.float32(1 + 2**-9) / outputs.sum(1, keepdims=True)
+        return found
+
+    monkeypatch.setattr(Scripted, "block", rounded)
+    found = scripted(package, folders(split(56)), tmp_path, engines=("torch",), precisions=("bf16",)).record
+    exact, halves = (row.figures for row in found.rows)
+    assert exact is not None
+    assert halves is not None
+    assert found.probabilities
+    assert halves.mean_confidence == pytest.approx(exact.mean_confidence, abs=2**-7)
+    assert halves.mean_confidence > 0.5
+
+
+def test_logits_that_happen_to_add_up_to_one_are_no_probabilities_later(
+    package: Path, folders: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the outputs are is a matter of the network: decided once, not for every piece of pictures."""
+    monkeypatch.setattr("perwatt.lab.evaluation.answering.PIECE_BYTES", 28 * 64)
+
+    def block(self: Scripted, plan: BlockRequest, timeout_s: float | None = None) -> BlockResult:
+        self.calls += 1
+        one = np.eye(7, dtype=np.float32)[[0] * self.inputs.shape[1]]
+        outputs = dict.fromkeys(plan.keep, one if self.calls > 1 else 3 * one)
+        return BlockResult((1,) * plan.minimum_runs, 0, 1, outputs, {run: run for run in plan.keep})
+
+    monkeypatch.setattr(Scripted, "block", block)
+    found = scripted(package, folders(split(56)), tmp_path, batch=4).record
+    assert not found.probabilities
+    own = found.rows[1].figures
+    assert own is not None
+    soft = [np.exp(top) / (np.exp(top) + 6) for top in (3.0, 1.0)]
+    assert own.mean_confidence == pytest.approx(np.mean(soft), rel=1e-6)

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from picture_folders import class_folders
+from PIL import Image
 
 from perwatt.data import Split, Stored, open_data
 from perwatt.errors import InputError
-from perwatt.package.preprocessing import Preprocessing, preprocess
+from perwatt.package.preprocessing import Photo, Preprocessing, Shrink, preprocess
 from perwatt.train import batches as batches_room
 from perwatt.train.augment import crop_and_mirror, moved, moves, order
 from perwatt.train.batches import PLAIN, Batches
@@ -131,3 +132,45 @@ def test_what_is_ahead_is_bounded(files: Split, monkeypatch: pytest.MonkeyPatch)
         assert len(begun) == 3
         next(coming)
         assert len(begun) == 4
+
+
+@pytest.mark.parametrize(
+    ("size", "turned", "smallest"),
+    [
+        ((803, 601), 1, (101, 76)),
+        ((808, 600), 6, (75, 101)),
+        ((808, 600), 3, (101, 75)),
+        ((803, 601), 6, (601, 803)),  # parts of pixels at the end would come to stand at the beginning
+        ((804, 600), 3, (201, 150)),
+    ],
+)
+def test_large_jpegs_are_decoded_smaller_where_a_part_is_cut_out(
+    size: tuple[int, int], turned: int, smallest: tuple[int, int], tmp_path: Path
+) -> None:
+    """What comes of it is what decoding whole and resizing gives, but for what a JPEG's cosine transform leaves out."""
+    smooth = np.random.default_rng(4).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "large.jpg"
+    Image.fromarray(smooth).resize(size, Image.Resampling.BICUBIC).save(path, quality=95, exif=exif)
+    split = open_data(tmp_path).split("train")
+    seen: list[tuple[int, int]] = []
+    with Batches(split, RGB, CROP, seed=3) as batches:
+        photo = Split.photo
+
+        def noted(self: Split, index: int, shrink: Shrink | None = None) -> Photo:
+            seen.append((found := photo(self, index, shrink)).size)
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Split, "photo", noted)
+            for epoch in range(12):
+                (batch,) = batches.epoch(epoch, 1)
+                exact = expected(split, RGB, CROP, 3, epoch, 0)
+                spread = np.abs(batch.images[0] - exact) / np.abs(np.asarray(RGB.scale)[:, None, None])
+                assert spread.mean() < 1.5  # of 255
+                assert spread.max() < 12
+    assert min(seen) == smallest
+    with Batches(split, RGB) as batches:  # whatever is not cut at random is exact
+        np.testing.assert_array_equal(next(batches.in_order(1)).images[0], preprocess(path, RGB))

@@ -14,10 +14,11 @@ from perwatt.train.module import training_form
 HOW = Preprocessing(
     size=(28, 28), resize_to=28, interpolation="bilinear", channel_order="grey", mean=(0.0,), scale=(1.0,)
 )
+NAMES = tuple("abcdefghij")
 
 
-def package(graph: Graph) -> Package:
-    return Package("some", "1", write(graph, batch="batch"), HOW)
+def package(graph: Graph, labels: tuple[str, ...] | None = None) -> Package:
+    return Package("some", "1", write(graph, batch="batch"), HOW, labels=labels)
 
 
 def conv_network(kind: str) -> Graph:
@@ -46,7 +47,7 @@ def conv_network(kind: str) -> Graph:
 @pytest.mark.parametrize("kind", ["pooled", "product"])
 def test_only_the_last_layer_is_drawn_anew(kind: str) -> None:
     before = conv_network(kind)
-    after = fine_tuned(package(before), classes=9, seed=1)
+    after = fine_tuned(package(before), NAMES[:9], seed=1)
     assert after.values["prob"].shape == (1, 9)
     changed = {name for name in before.constants if not np.array_equal(before.constants[name], after.constants[name])}
     assert changed == {"w", "b"}
@@ -56,17 +57,17 @@ def test_only_the_last_layer_is_drawn_anew(kind: str) -> None:
 
 def test_the_same_classes_keep_every_weight_and_the_draw_depends_on_the_seed() -> None:
     lenet = build("lenet")
-    kept = fine_tuned(package(lenet), classes=10, seed=1)
+    kept = fine_tuned(package(lenet), NAMES, seed=1)
     assert all(np.array_equal(kept.constants[name], array) for name, array in lenet.constants.items())
-    first, again, other = (fine_tuned(package(lenet), 4, seed).constants["logits.weight"] for seed in (1, 1, 2))
+    first, again, other = (fine_tuned(package(lenet), NAMES[:4], seed).constants["logits.weight"] for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 def test_another_size_needs_a_network_that_takes_it() -> None:
-    assert fine_tuned(package(conv_network("pooled")), 5, 1, size=20).values["data"].shape == (1, 3, 20, 20)
+    assert fine_tuned(package(conv_network("pooled")), NAMES[:5], 1, size=20).values["data"].shape == (1, 3, 20, 20)
     with pytest.raises(InputError, match="expected 28, for which lenet was made"):
-        fine_tuned(package(build("lenet")), 10, 1, size=40)
+        fine_tuned(package(build("lenet")), NAMES, 1, size=40)
 
 
 def test_a_network_without_a_last_layer_is_refused() -> None:
@@ -75,4 +76,24 @@ def test_a_network_without_a_last_layer_is_refused() -> None:
     pooled = builder.add("GlobalAveragePool", [data], name="pool")
     graph = builder.finish([builder.add("Flatten", [pooled], name="flat")])
     with pytest.raises(NetworkError, match="fully connected layer"):
-        fine_tuned(package(graph), 3, 1)
+        fine_tuned(package(graph), NAMES[:3], 1)
+
+
+@pytest.mark.parametrize("kind", ["pooled", "product", "lenet"])
+def test_the_same_classes_in_another_order_are_put_in_order(kind: str) -> None:
+    before = build("lenet") if kind == "lenet" else conv_network(kind)
+    shape = before.values[before.inputs[0]].shape
+    names = NAMES[: before.values["prob"].shape[1]]
+    images = torch.from_numpy(np.random.default_rng(1).standard_normal((3, *shape[1:])).astype(np.float32))
+    turned = names[2:] + names[:2]
+    after = fine_tuned(package(before, names), turned, seed=1)
+    answers, own = training_form(after).answer(images), training_form(before).answer(images)
+    torch.testing.assert_close(answers, own[:, [names.index(name) for name in turned]])
+    assert fine_tuned(package(before, names), names, seed=1).constants.keys() == before.constants.keys()
+
+
+def test_as_many_but_other_classes_are_drawn_anew() -> None:
+    lenet = build("lenet")
+    after = fine_tuned(package(lenet, NAMES), tuple("0123456789"), seed=1)
+    changed = {name for name in lenet.constants if not np.array_equal(lenet.constants[name], after.constants[name])}
+    assert changed == {"logits.weight", "logits.bias"}

@@ -1,5 +1,6 @@
 """The four steps do what they are said to do: against the same arithmetic written out, and in double precision."""
 
+import json
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,10 +11,12 @@ import torch
 from torch import nn
 
 from perwatt.errors import InputError
+from perwatt.networks import build
 from perwatt.networks.training import AUXILIARY_WEIGHT
 from perwatt.train.augment import mixing
 from perwatt.train.batches import Batch
 from perwatt.train.learner import Learner, class_weights
+from perwatt.train.module import initialise, training_form
 from perwatt.train.recipe import RATE_BATCH, RECIPES, Recipe, from_object, learning_rate, recipe_for
 
 CLASSES = 5
@@ -293,6 +296,15 @@ def test_the_rate_rises_to_its_peak_and_falls_to_its_floor() -> None:
     assert math.isclose(rates[120], 0.2 * (0.01 + 0.99 / 2), rel_tol=1e-9)  # half of the way along the cosine
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_short_run_reaches_its_peak_and_falls_too(epochs: int) -> None:
+    recipe = Recipe(epochs=epochs, batch=RATE_BATCH, learning_rate=0.1, warmup_epochs=3, final_rate=0.01)
+    rates = [learning_rate(recipe, step, 40) for step in range(40 * epochs)]
+    assert int(np.argmax(rates)) == 10 * epochs
+    assert math.isclose(max(rates), 0.1)
+    assert rates[-1] < 0.0015
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -322,3 +334,55 @@ def test_recipes_come_back_as_they_were() -> None:
         recipe_for("fast", "lenet", grey=True)
     with pytest.raises(InputError, match="speed"):
         from_object({"speed": 1})
+
+
+@pytest.mark.parametrize("network", ["lenet", "googlenet", "squeezenet1.1", "resnet50"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_halves_learn_what_fp32_learns(network: str, precision: str) -> None:
+    """PyTorch's autocast and scaled gradients are the same on a CPU as on a GPU, kernels apart.
+
+    The weights stay FP32, and a step moves them nearly as FP32 would: a half has 8 or 11 bits, and a network is some
+    tens of roundings deep. Batch normalisation over a handful of numbers divides by their differences, so that of
+    resnet50 only the loss is alike.
+    """
+    size = 32 if network == "lenet" else 64
+    graph = build(network, classes=4, size=size, auxiliary=network == "googlenet")
+    channels = graph.values[graph.inputs[0]].shape[1]
+    random = np.random.default_rng(4)
+    spread = 1.0 if network in ("lenet", "resnet50") else 60.0  # Caffe's networks are fed pixels less their mean
+    images = (random.standard_normal((4, channels, size, size)) * spread).astype(np.float32)
+    given = Batch(images, np.arange(4))
+    moved, losses = {}, {}
+    for name in ("fp32", precision):
+        form = training_form(graph)
+        initialise(form, network, 1)
+        before = {key: tensor.clone() for key, tensor in form.named_parameters()}
+        recipe = Recipe(**{**vars(PLAIN), "batch": 4, "precision": name, "ema": 0.5})  # type: ignore[arg-type]
+        learner = Learner(form, recipe, 1, 10)
+        learner.scaler = torch.amp.GradScaler("cpu", enabled=name == "fp16", init_scale=2.0**10)
+        learner.learn(given)
+        assert all(tensor.dtype == torch.float32 for tensor in form.state_dict().values())
+        assert math.isfinite(learner.tally.values()[0])
+        losses[name] = learner.tally.values()[0]
+        moved[name] = torch.cat([(tensor.detach() - before[key]).flatten() for key, tensor in form.named_parameters()])
+        assert all(torch.isfinite(tensor).all() for tensor in learner.average.state_dict().values())
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=0.15)
+    alike = torch.nn.functional.cosine_similarity(moved["fp32"].double(), moved[precision].double(), dim=0)
+    if network != "resnet50":
+        assert alike > (0.9 if precision == "bf16" else 0.98)
+
+
+def test_a_gradient_beyond_fp16_is_skipped_and_the_scale_is_kept() -> None:
+    recipe = Recipe(**{**vars(PLAIN), "precision": "fp16", "clip": 5.0, "learning_rate": 4.0})  # type: ignore[arg-type]
+    learner = Learner(module(), recipe, 1, 10)
+    learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    before = weights(learner.module)
+    learner.learn(batch(1))
+    for name, value in weights(learner.module).items():
+        np.testing.assert_array_equal(value, before[name])
+    assert learner.step == 1
+    tensors, values = learner.state()
+    assert json.loads(json.dumps(values))["scaler"]["scale"] == 2.0**119
+    other = Learner(module(seed=9), recipe, 1, 10)
+    other.restore(tensors, values)
+    assert other.scaler.get_scale() == 2.0**119

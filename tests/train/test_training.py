@@ -111,6 +111,27 @@ def test_a_person_may_stop_and_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_package_goes_on_learning_where_it_was_given_and_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the README has it: with a path that is relative to where the command is given, and not to the run."""
+    monkeypatch.chdir(tmp_path)
+    first = train(asked(Path("first")), watching())
+    assert first.package is not None
+    command = ["train", "digits", "--from", str(first.package), "--epochs", "1", "--recipe", "quick", "--json"]
+    assert cli.run([*command, "--device", "cpu", "--out", "second"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert first.validation is not None
+    assert found["validation"]["top1"] > 0.8  # one epoch from nothing is at 0.77
+    package = read_package(Path(found["package"]))
+    assert package.labels == tuple("0123456789")
+    # What a resumed run begins with lies in its own folder.
+    first.package.unlink()
+    assert cli.run(["train", "--resume", "--out", "second", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["validation"] == found["validation"]
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_the_step_and_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +150,9 @@ def test_ctrl_c_ends_the_step_and_says_how_to_go_on(
     monkeypatch.setattr(Learner, "learn", learn)
     assert cli.run(["train", "--resume", "--out", str(tmp_path / "run"), "--epochs", "2"]) == cli.EXIT_USER
     assert "epochs 2, it began with 1" in capsys.readouterr().err
+    # Zero is an answer too, not an option left out.
+    assert cli.run(["train", "--resume", "--out", str(tmp_path / "run"), "--ema", "0"]) == cli.EXIT_USER
+    assert "ema 0.0, it began with 0.998" in capsys.readouterr().err
     assert cli.run(["train", "--resume", "--out", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ending"] == "finished"
 
@@ -157,6 +181,15 @@ def test_a_full_disk_costs_the_last_interval_only(tmp_path: Path, monkeypatch: p
 def test_a_loss_that_is_no_number_ends_the_run_with_the_remedy(tmp_path: Path) -> None:
     recipe = recipe_for("quick", "lenet", grey=True, epochs=2, learning_rate=1e9, ema=0.0)
     with pytest.raises(TrainingError, match=r"learning rate.*--learning-rate"):
+        train(asked(tmp_path / "run", recipe), watching())
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_a_validation_that_is_no_number_ends_the_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last update of an epoch may spoil the weights behind a loss that was still a number."""
+    monkeypatch.setattr(Learner, "score", lambda self, batches: Score(float("nan"), 0.1, 0.5, 10))
+    recipe = recipe_for("quick", "lenet", grey=True, epochs=2, batch=700)
+    with pytest.raises(TrainingError, match=r"got nan.*--learning-rate"):
         train(asked(tmp_path / "run", recipe), watching())
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 

@@ -189,3 +189,20 @@ def test_what_mixes_the_images_of_a_batch_is_refused(operator: str, attributes: 
 def test_an_operator_without_a_training_form_is_refused_by_name() -> None:
     with pytest.raises(NetworkError, match="got Floor at node 'made'"):
         training_form(network("Floor", FOUR))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_halves_are_squared_and_summed_in_fp32(dtype: torch.dtype) -> None:
+    """Activations of some hundreds, as pixels of 0 to 255 make them: their squares are beyond FP16."""
+    x = (image(3, 2, 8, 6, 6) * 400).clip(-3000, 3000)
+    for graph in (
+        network("LRN", (8, 6, 6), size=5, alpha=1e-4, beta=0.75, bias=1.0),
+        network("AveragePool", (8, 6, 6), kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1)),
+    ):
+        module = training_form(graph)
+        halves = torch.from_numpy(x).to(dtype)
+        exact = module.answer(halves.double())
+        got = module.answer(halves).double()
+        assert torch.isfinite(got).all()
+        # What is left is the rounding of FP32, of sums of at most nine numbers.
+        torch.testing.assert_close(got, exact, rtol=16 * 2**-24, atol=float(exact.abs().max()) * 16 * 2**-24)

@@ -21,6 +21,8 @@ from perwatt.package.preprocessing import Preprocessing, preprocess
 
 PIECE_BYTES = 128 << 20
 _DECODERS = 4
+# How far a sum of probabilities may be off 1 where each was rounded to BF16: a unit in the last place before 1.
+HALVES_SUM = 2.0**-8
 _FATES: tuple[tuple[type[EngineError], Status], ...] = (
     (EngineMissing, "missing"),
     (EngineRefused, "refused"),
@@ -72,14 +74,15 @@ class Images:
 @dataclass
 class Asked:
     """What came of it: places in the split that were asked about, their labels as places in the outputs, pictures that
-    were skipped with the reason, the lane that others are held against, and whether the outputs are probabilities.
+    were skipped with the reason, the lane that others are held against, and whether the outputs are probabilities
+    (None: nobody answered).
     """
 
     places: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     skipped: dict[str, str] = field(default_factory=dict)
     reference: int | None = None
-    probabilities: bool = True
+    probabilities: bool | None = None
 
 
 def answer(
@@ -117,8 +120,10 @@ def answer(
                 asked.reference = number
             if number == asked.reference:
                 reference = flat
-                asked.probabilities = asked.probabilities and _are_probabilities(flat)
-            lane.parts.append(_said(flat, labels, None if number == asked.reference else reference))
+            if asked.probabilities is None:  # of the network, once: the first piece of the first that answers
+                asked.probabilities = _are_probabilities(flat)
+            scores = flat if asked.probabilities and _are_probabilities(flat) else _softmax(flat)
+            lane.parts.append(_said(flat, scores, labels, None if number == asked.reference else reference))
         asked.places = np.concatenate([asked.places, places])
         asked.labels = np.concatenate([asked.labels, labels])
         tell(len(asked.places), len(images.places), "")
@@ -212,16 +217,20 @@ def _outputs(
 
 
 def _are_probabilities(outputs: np.ndarray) -> bool:
-    return bool(outputs.min() >= 0 and np.abs(outputs.sum(1, dtype=np.float64) - 1).max() < 1e-3)
+    return bool(outputs.min() >= 0 and np.abs(outputs.sum(1, dtype=np.float64) - 1).max() < HALVES_SUM)
 
 
-def _said(outputs: np.ndarray, labels: np.ndarray, reference: np.ndarray | None) -> tuple[np.ndarray, ...]:
+def _softmax(outputs: np.ndarray) -> np.ndarray:
+    raised = np.exp(outputs.astype(np.float64) - outputs.max(1, keepdims=True))
+    scores: np.ndarray = raised / raised.sum(1, keepdims=True)
+    return scores
+
+
+def _said(
+    outputs: np.ndarray, scores: np.ndarray, labels: np.ndarray, reference: np.ndarray | None
+) -> tuple[np.ndarray, ...]:
     """Return what is kept of outputs [images, values]: said, rank, confidence, the label's, error (NaN: none)."""
     said, rank = ranked(outputs, labels)
-    scores = outputs.astype(np.float64)
-    if not _are_probabilities(outputs):
-        scores = np.exp(scores - scores.max(1, keepdims=True))
-        scores /= scores.sum(1, keepdims=True)
     rows = np.arange(len(labels))
     errors = np.full(len(labels), np.nan)
     if reference is not None:

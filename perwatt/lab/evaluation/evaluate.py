@@ -125,7 +125,7 @@ def evaluate(request: EvaluationRequest, tell: Tell, make_worker: MakeWorker = W
                     names={},
                 ),
                 batch=request.batch,
-                probabilities=asked.probabilities,
+                probabilities=asked.probabilities is not False,
                 reference=asked.reference,
                 rows=tuple(row_of(lane, threads, place == asked.reference) for place, lane in enumerate(lanes)),
                 digest="",
