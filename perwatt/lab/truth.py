@@ -20,7 +20,7 @@ from perwatt.lab.record import Reference, Sample
 # add up as sqrt(L): fp32 (u = 6e-8, K = 9216, L = 60) 4e-5, and twice that for Winograd's transforms; FP16 or TF32
 # behind the back of an fp32 row exceeds it. In fp16 and bf16 (u = 5e-4, 4e-3) weights and activations are rounded once
 # per layer, uniformly, and sums are in FP32: u sqrt(2 L / 3) gives 3e-3 and 2.5e-2, and twice that to be on the safe
-# side.
+# side. A mixture (auto) is held to the coarsest numbers in it: each of its roundings is one of these or finer.
 TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 6e-3, "bf16": 5e-2}
 # What is derived so is the error of a typical image, which the median is held to. fp32 is far from it and has one bound
 # for every image. In fp16 and bf16 an image that lies between classes errs several times as much: the worst of 96 by
@@ -44,6 +44,14 @@ class Judgement:
     classes: tuple[int, ...]
     strangers: int
     hash: str
+
+
+def held_to(precision: Precision, coarsest: Precision | None) -> Precision:
+    """Return whose rounding outputs in a precision are held to: its own; of a mixture, that of its coarsest numbers.
+
+    A mixture that does not say what its coarsest numbers are is held to FP32.
+    """
+    return (coarsest or "fp32") if precision == "auto" else precision
 
 
 def by_image(output: np.ndarray, batch: int) -> np.ndarray | None:
@@ -80,7 +88,10 @@ def logit_spread(outputs: np.ndarray) -> float | None:
 
 
 def tolerance(precision: Precision, references: Mapping[int, Reference]) -> float:
-    """Return the largest relative error of one image that the precision explains on a network with these references."""
+    """Return the largest relative error of one image that a precision explains on a network with these references.
+
+    `precision` is what `held_to` returns, here and below.
+    """
     spread = max((reference.spread or 1.0 for reference in references.values()), default=1.0)
     return TOLERANCES[precision] * min(max(spread, 1.0), WIDEST_SPREAD)
 
@@ -130,10 +141,12 @@ def fault(
     references: Mapping[int, Reference],
     precision: Precision,
     precision_reported: str | None,
+    coarsest: Precision | None = None,
 ) -> str | None:
     """Return why a row's outputs cannot be taken for the network's, or None when they can."""
     if precision_reported is not None and precision_reported != precision:
         return f"asked for {precision}, the engine ran {precision_reported}"
+    precision = held_to(precision, coarsest)
     if not samples:
         return "no output of a timed run was kept, so nothing shows that it computed the network"
     errors = [error for sample in samples for error in sample.relative_errors]
