@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-# "auto": a mixture, per step the cheapest numbers that keep the answers; an engine of its own kind only.
+Numbers = Literal["fp32", "bf16", "fp16"]
+# "auto" is a mixture: per step the cheapest numbers that keep the answers.
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 Device = Literal["cpu", "cuda"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "auto")
@@ -47,7 +48,7 @@ class Loaded:
     version: str
     precision: Precision
     options: dict[str, str] = field(default_factory=dict)
-    coarsest: Precision | None = None
+    coarsest: Numbers | None = None
 
 
 class Engine(Protocol):

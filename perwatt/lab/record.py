@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from perwatt.errors import RecordError
-from perwatt.lab.engine import Precision
+from perwatt.lab.engine import Numbers, Precision
 from perwatt.lab.statistics import Verdict
 
 READABLE_VERSIONS = (1, 2)
@@ -265,7 +265,7 @@ class Row(_Part):
     threads: int
     version: str | None
     precision_reported: str | None
-    coarsest: Literal["fp32", "bf16", "fp16"] | None = None
+    coarsest: Numbers | None = None
     options: dict[str, str]
     load_s: float | None
     first_run_s: float | None

@@ -8,7 +8,7 @@ import numpy as np
 
 import perwatt
 from perwatt.errors import EngineRefused, InputError, NetworkError, PlanError
-from perwatt.lab.engine import Job, Loaded, Precision
+from perwatt.lab.engine import Job, Loaded, Numbers
 from perwatt.run import Model, precision_file
 from perwatt.run import compile as compile_network
 from perwatt.run.automatic import summary, tune_precision
@@ -108,7 +108,7 @@ def _kinds(model: Model, precision: str) -> dict[str, str]:
     }
 
 
-def _coarsest(model: Model) -> Precision:
+def _coarsest(model: Model) -> Numbers:
     """Return the coarsest numbers that a Model stores or multiplies: BF16 has the fewest digits, FP32 the most."""
     used: set[str] = set()
     for planned in model.plan.steps:
