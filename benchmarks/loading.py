@@ -1,27 +1,30 @@
 """Measure what a start costs: seconds until a network is ready, and memory that stays resident, beside OpenVINO's.
 
-`python benchmarks/loading.py [NETWORK ...]`, GoogLeNet for the times. Prints
+`python benchmarks/loading.py [--precision fp16] [NETWORK ...]`, GoogLeNet for the times. Prints
 
   cold          a first start on this machine, with an empty cache: everything compiled, with and without timing
   warm          a second start: the kernels' code and the tuning results are there
   resident      memory of an engine's process after three runs, both batch sizes, and the ratio to OpenVINO's
 
-and one line of JSON. Goals: 20 s, 6 s without timing, 1 s; 1.3 times.
+and one line of JSON. Goals: 20 s, 6 s without timing, 1 s; 1.3 times. With a precision: only the resident memory of
+perwatt's process in it beside that in FP32. Goal: 0.6 times for alexnet in fp16.
 """
 
+import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import psutil
 
 from perwatt.graph import write
-from perwatt.lab.engine import Job
+from perwatt.lab.engine import PRECISIONS, Job, Precision
 from perwatt.lab.process import BlockRequest, Worker
 from perwatt.machine import this_machine
 from perwatt.networks import build
@@ -57,7 +60,7 @@ def starts(model: Path) -> dict[str, float]:
     return found
 
 
-def resident_mib(engine: str, network: str, batch: int, folder: Path) -> float:
+def resident_mib(engine: str, network: str, batch: int, folder: Path, precision: Precision = "fp32") -> float:
     """Return the resident memory of an engine's process after three runs."""
     graph = build(network, batch=batch)
     (name,) = graph.inputs
@@ -65,7 +68,7 @@ def resident_mib(engine: str, network: str, batch: int, folder: Path) -> float:
     if not model.exists():
         model.write_bytes(write(graph))
         np.save(inputs, np.random.default_rng(0).standard_normal((1, *graph.values[name].shape), np.float32))
-    job = Job(str(model), name, graph.values[name].shape, graph.outputs[0], "fp32", this_machine().cores)
+    job = Job(str(model), name, graph.values[name].shape, graph.outputs[0], precision, this_machine().cores)
     worker = Worker(engine, job, inputs)
     try:
         worker.start()
@@ -76,8 +79,33 @@ def resident_mib(engine: str, network: str, batch: int, folder: Path) -> float:
         worker.close()
 
 
+def halves(networks: Sequence[str], precision: Precision) -> None:
+    """Print the resident memory in a precision beside that in FP32."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as name:
+        for network in networks:
+            for batch in (1, 48):
+                half, exact = (
+                    resident_mib("perwatt", network, batch, Path(name), each) for each in (precision, "fp32")
+                )
+                print(
+                    f"{network:14} batch {batch:2}  resident {half:5.0f} MiB in {precision}, {exact:5.0f} in fp32: "
+                    f"{half / exact:.2f}",
+                    flush=True,
+                )
+                figures[f"{network} {batch}"] = {f"{precision}_mib": half, "fp32_mib": exact}
+    print(json.dumps(figures))
+
+
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--precision", choices=PRECISIONS[1:])
+    given = parser.parse_args()
+    if given.precision is not None:
+        halves(given.networks, given.precision)
+        return
     figures: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -87,7 +115,7 @@ def main() -> None:
         for what, value in seconds.items():
             print(f"googlenet, batch 1, {what:16} {value:6.2f} s", flush=True)
         figures["starts_s"] = seconds
-        for network in sys.argv[1:] or NETWORKS:
+        for network in given.networks:
             for batch in (1, 48):
                 own, rival = (resident_mib(engine, network, batch, folder) for engine in ("perwatt", "openvino"))
                 print(

@@ -106,7 +106,9 @@ def perwatt(
 def bench(
     networks: Annotated[list[str], typer.Argument(help="Built-in networks (perwatt networks) or ONNX files.")],
     batch: Annotated[str, typer.Option(help="Batch sizes. [default: 1,48 on a CPU, 1,128 on a GPU]")] = "",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16. [default: fp32,bf16; on a GPU fp32,fp16]")] = "",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16, auto. [default: fp32,bf16; on a GPU fp32,fp16]")
+    ] = "",
     engines: Annotated[str, typer.Option(help="Which engines. [default: every one of the device]")] = "",
     photos: Annotated[Path | None, typer.Option(help="Folder of photographs. [default: scikit-image's]")] = None,
     profile: Annotated[str, typer.Option(help="quick (minutes), standard, long.")] = "standard",

@@ -29,10 +29,11 @@ MOST_PACKED_BYTES = 1 << 30
 def measure(
     placement: Placement, team: Team, arrays: Mapping[str, np.ndarray], *, workspace_bytes: int | None = None,
     known: Timings | None = None, considered: Considered | None = None,
-    limit_s: float = 12.0, progress: Callable[[int, int], None] | None = None,
+    limit_s: float = 12.0, every_step: bool = False, progress: Callable[[int, int], None] | None = None,
 ) -> dict[Key, float]:  # fmt: skip
     """Return seconds of the shortlisted candidates of each step: those `known`, and the others measured here.
 
+    `every_step`: also those of steps with one candidate, which need no choice, for comparing placements as a whole.
     `arrays` are the caller's arrays for every graph input and output. After `limit_s` no new round begins. Progress is
     (rounds done, rounds in all).
     """
@@ -51,7 +52,7 @@ def measure(
                 timings[key] = known[key]
         fresh = [c for c in entries if _key(position, c) not in timings]
         # A step with one candidate, or with all of them known, needs no rounds of its own.
-        unknown.append(fresh if len(entries) > 1 else [])
+        unknown.append(fresh if len(entries) > 1 or every_step else [])
     rounds = max((len(entries) for entries in unknown), default=0)
     if not rounds:
         return timings

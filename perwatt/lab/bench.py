@@ -15,7 +15,7 @@ import perwatt
 from perwatt.errors import EngineError, InputError, OutputError, PerwattError
 from perwatt.lab import figures, metering, record_file
 from perwatt.lab.engine import PRECISIONS, Device, Precision
-from perwatt.lab.engines import ENGINES, EngineEntry, entry
+from perwatt.lab.engines import ENGINES, EngineEntry, entry, refusal
 from perwatt.lab.group import measure, over
 from perwatt.lab.lane import NULL, Group, Lane, MakeWorker, Session, references_of, row_of
 from perwatt.lab.metering import Metering, OpenFor
@@ -44,6 +44,7 @@ _LOAD_RUNS = 3
 _GUESSED_RATE = 40e9  # multiply-adds and additions per second and thread, for the same purpose
 _GUESSED_MULTIPLY_ADDS = 1_000_000_000
 _IMAGES = 16  # at least this many distinct images per network and batch...
+_TUNING_IMAGES = 256  # crops to find the numbers of precision auto on
 _FEWEST_INPUTS = 3  # ... and this many distinct batches: two would hide an answer that is two runs old
 
 
@@ -237,7 +238,7 @@ def _groups(
 def _lane(engine: EngineEntry, precision: Precision, threads: int) -> Lane:
     lane = Lane(engine.name, precision, engine.device, threads)
     if precision not in engine.precisions:
-        lane.status, lane.reason = "refused", f"{engine.name} has no {precision} on this device"
+        lane.status, lane.reason = "refused", refusal(engine, precision)
     return lane
 
 
@@ -270,10 +271,13 @@ def _one_group(
         return
     session.report(f"{group.name}: inputs from photographs")
     inputs = max(_FEWEST_INPUTS, _IMAGES // group.batch)
+    tuning_images = _TUNING_IMAGES if any(lane.precision == "auto" for lane in waiting) else 0
     with tempfile.TemporaryDirectory(prefix="perwatt-") as folder:
         try:
             try:
-                case, used = prepare(group.subject, group.batch, inputs, photos, Path(folder), session.seed)
+                case, used = prepare(
+                    group.subject, group.batch, inputs, photos, Path(folder), session.seed, tuning_images
+                )  # fmt: skip
             except OSError as error:
                 raise OutputError(
                     f"{folder}: expected room for a network and its inputs, got: {error.strerror or error}; "

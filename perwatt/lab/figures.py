@@ -89,7 +89,7 @@ def with_judgement(row: Row, references: Mapping[int, Reference]) -> Row:
     """Return the row as ok or invalid, by its sampled outputs; a row that failed otherwise stays as it is."""
     if not is_judged(row) or row.engine == "null":
         return row
-    fault = truth.fault(row.samples, references, row.precision, row.precision_reported)
+    fault = truth.fault(row.samples, references, row.precision, row.precision_reported, row.coarsest)
     return row.model_copy(update={"status": "invalid" if fault else "ok", "reason": fault})
 
 
@@ -234,7 +234,7 @@ def _of_row(row: Row, speed: Estimate | None, references: Mapping[int, Reference
             Percentile(percentile=each, latency_s=bound) for each, bound in bounds.items() if bound is not None
         ),
         relative_error=truth.worst_error(row.samples) if judged else None,
-        tolerance=truth.tolerance(row.precision, references) if judged else None,
+        tolerance=truth.tolerance(truth.held_to(row.precision, row.coarsest), references) if judged else None,
         top1_agreement=truth.top1_agreement(row.samples, references) if judged else None,
         best_other=None,
         ratio_to_best=None,

@@ -22,6 +22,7 @@ SETTLING_S = 5.0  # at most, until a slow meter has told the energy of the last 
 WARM_SHARE = 0.25  # a run shorter than this share of a block is made once untimed before it: that fills the caches
 SLOW_LANE = 4.0  # a lane whose block takes this many times the median's takes part in every fourth pair of rounds only
 PATIENCE = 0.2  # of the time that loading may take at the longest, an engine may plan to use
+AUTO_PATIENCE = 0.6  # the same, for finding the numbers of precision auto: without them there is nothing to measure
 LOADING_SHARE = 0.65  # of a group's time; what has not been loaded by then is skipped, or nothing would be measured
 LONG_RUN_S = 1.0  # an engine whose first run took longer needs no second one apart to be warm
 RESERVE_BYTES = 1 << 30
@@ -120,7 +121,7 @@ def _may_have_twin(lane: Lane, group: Group) -> bool:
 
 def _start_one(group: Group, lane: Lane, session: Session) -> bool:
     assert group.case is not None
-    patience_s = PATIENCE * session.profile.load_limit_s
+    patience_s = (AUTO_PATIENCE if lane.precision == "auto" else PATIENCE) * session.profile.load_limit_s
     job = group.case.job(lane.precision, lane.threads, lane.device, patience_s)
     limit_s = max(1.0, min(session.profile.load_limit_s, session.left_s()))
     try:

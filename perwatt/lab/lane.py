@@ -143,7 +143,8 @@ def judge(
     """Hold one output against the reference and keep what a later check needs of it."""
     others = [other for each, other in group.outputs.items() if each != which]
     stack = np.concatenate(others) if others else np.empty((0, group.outputs[which].shape[1]), np.float32)
-    judgement = truth.judge(output, group.outputs[which], stack, lane.precision)
+    coarsest = lane.started.loaded.coarsest if lane.started is not None else None
+    judgement = truth.judge(output, group.outputs[which], stack, truth.held_to(lane.precision, coarsest))
     flat = truth.by_image(output, group.batch)
     images: tuple[int, ...] = ()
     if flat is not None:
@@ -191,6 +192,7 @@ def row_of(group: Group, lane: Lane) -> Row:
         threads=lane.threads,
         version=started.loaded.version if started else None,
         precision_reported=started.loaded.precision if started else None,
+        coarsest=started.loaded.coarsest if started else None,
         options=dict(started.loaded.options) if started else {},
         load_s=started.load_s if started else None,
         first_run_s=started.first_run_s if started else None,

@@ -1,9 +1,10 @@
-"""The pictures of a Record: the bars of the 2015 study redone, latency against throughput, then and now.
+"""The pictures of a Record: the bars of the 2015 study redone, speed against accuracy and latency, then and now.
 
 Each is a matplotlib Figure drawn without any global state; `svg` and `png` turn one into a file's content.
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from perwatt.lab import energy_table
 from perwatt.lab.best import frontier
 from perwatt.lab.energy_table import metered
-from perwatt.lab.notation import estimate_text, half_width, number_text
+from perwatt.lab.engine import PRECISIONS
+from perwatt.lab.notation import estimate_text, half_width, number_text, percent_text
 from perwatt.lab.published import REPLICATION, published
 from perwatt.lab.record import Estimate, Record, Row
 from perwatt.lab.terminal import shown
@@ -35,7 +37,6 @@ COLOURS = {
     "mnn": "#56B4E9",
 }
 OTHER_COLOURS = ("#7F7F7F", "#8C6D31", "#5254A3", "#A55194")
-PRECISIONS = ("fp32", "bf16", "fp16")
 # Stands for "the text's colour of the page" until `svg` replaces it: the page may be light or dark.
 INK = "#123456"
 STYLE: dict[str, Any] = {
@@ -61,6 +62,7 @@ STYLE: dict[str, Any] = {
 }
 _FRONTIER: dict[str, Any] = {"color": INK, "linewidth": 0.8, "linestyle": "--", "alpha": 0.7, "zorder": 0}
 PANEL_WIDTH_INCHES = 4.6
+LABELS_APART = 0.07  # of a panel's height
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,70 @@ def latency_against_throughput(record: Record) -> Figure | None:
         line = [("frontier", _FRONTIER)] if record.limits is not None else []
         _legend(figure, used, extra=[*_marks(rows), *line])
         return laid_out(figure)
+
+
+def speed_against_accuracy(record: Record) -> Figure | None:
+    """Return a panel per network and batch: images/s against the worst relative error (log), a point a row.
+
+    Each point names its precision and its top-1 agreement with the reference. None without several precisions.
+    """
+    rows = [row for row in good(record) if row.figures.relative_error is not None]
+    if len({row.precision for row in rows}) < 2:
+        return None
+    cases = list(dict.fromkeys((row.network, row.batch) for row in rows))
+    with rc_context(STYLE):
+        columns = 2 if len(cases) > 1 else 1
+        figure, panels = _grid(-(-len(cases) // columns), columns, 3.2)
+        colours = engine_colours(record)
+        cells = [axes for line in panels for axes in line]
+        for axes in cells[len(cases) :]:
+            axes.set_axis_off()
+        for axes, (network, batch) in zip(cells, cases, strict=False):
+            _accuracy_panel(axes, [row for row in rows if (row.network, row.batch) == (network, batch)], colours)
+            axes.set_title(f"{network}, batch {batch}", loc="left", fontweight="bold", fontsize=10)
+        _legend(figure, {name: colour for name, colour in colours.items() if any(row.engine == name for row in rows)})
+        return laid_out(figure)
+
+
+def _accuracy_panel(axes: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
+    # An error of exactly 0 has no place on a logarithmic axis; FP32's last digit is as good.
+    errors = {id(row): max(row.figures.relative_error or 0.0, 2.0**-24) for row in rows}
+    middle = math.sqrt(min(errors.values()) * max(errors.values()))
+    for row in rows:
+        axes.errorbar(
+            errors[id(row)],
+            _value(row),
+            yerr=half_width(row.figures.images_per_s) if row.figures.images_per_s is not None else None,
+            marker="D" if row.precision == "auto" else "o",
+            markersize=6,
+            color=colours[row.engine],
+            markerfacecolor=colours[row.engine] if row.precision in ("fp32", "auto") else "none",
+            markeredgewidth=1.6,
+            linewidth=1,
+            capsize=2.5,
+        )
+    apart = LABELS_APART * max(_value(row) for row in rows)
+    for side in (False, True):  # labels point into the panel, and are moved down where they would cover each other
+        members = [row for row in rows if (errors[id(row)] > middle) is side]
+        height = math.inf
+        for row in sorted(members, key=_value, reverse=True):
+            height = min(_value(row), height - apart)
+            agreement = row.figures.top1_agreement
+            axes.annotate(
+                row.precision.upper() + ("" if agreement is None else f" {percent_text(agreement)}"),
+                (errors[id(row)], height),
+                xytext=(-9 if side else 9, 0),
+                textcoords="offset points",
+                ha="right" if side else "left",
+                va="center",
+                fontsize=7.5,
+                color=colours[row.engine],
+            )
+    axes.set_xscale("log")
+    axes.margins(0.14)
+    axes.set_ylim(0)
+    axes.set_xlabel("worst relative error of an image; left is more exact")
+    axes.set_ylabel("images/s")
 
 
 def frontier_of_settings(record: Record) -> Figure | None:

@@ -127,7 +127,7 @@ class Worker:
         request = {"job": dataclasses.asdict(self.job), "inputs_path": str(self.inputs_path)}
         answer, _ = self._ask("load", request, timeout_s)
         self._slowest_run_s = answer["first_run_s"]
-        loaded = Loaded(answer["version"], answer["precision"], answer["options"])
+        loaded = Loaded(answer["version"], answer["precision"], answer["options"], answer["coarsest"])
         return Started(loaded, answer["load_s"], answer["first_run_s"], answer["peak_memory_bytes"])
 
     def feed(self, inputs_path: Path, timeout_s: float = 300.0) -> None:

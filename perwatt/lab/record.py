@@ -9,7 +9,8 @@ Format history
      the status `skipped` and the Record's `notes`
   2  energy: the Record's `energy` (meters, idle power, or why there is none), a block's `energy`, a row's
      `figures.energy`, the A/A pair's `energy_ratio` and `energy_floor`; `limits` of a choice; `threads` tells rows
-     apart. Version 1 is read as a Record without these; the digest leaves out what a Record does not have.
+     apart; precision auto, with a row's `coarsest`. Version 1 is read as a Record without these; the digest leaves out
+     what a Record does not have.
 """
 
 import base64
@@ -22,11 +23,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from perwatt.errors import RecordError
+from perwatt.lab.engine import Numbers, Precision
 from perwatt.lab.statistics import Verdict
 
 READABLE_VERSIONS = (1, 2)
 # What version 1 did not have; left out of the digest where it is absent, so that one rule holds for both versions.
-LATER_FIELDS = frozenset({"energy", "energy_ratio", "energy_floor", "limits", "threads"})
+LATER_FIELDS = frozenset({"energy", "energy_ratio", "energy_floor", "limits", "threads", "coarsest"})
 Status = Literal["ok", "invalid", "missing", "refused", "crashed", "timeout", "skipped", "interrupted"]
 
 
@@ -249,19 +251,21 @@ class Row(_Part):
     """One engine on one network at one batch and precision: what was asked, what happened, raw samples, figures.
 
     The engine `null` runs nothing: its rows measure the lab's own cost and are judged by nobody. A row that failed
-    midway keeps its blocks but has no figures.
+    midway keeps its blocks but has no figures. `coarsest`: in precision auto, the coarsest numbers that the engine says
+    it uses, whose rounding its outputs are held to; what it uses for which step is in `options`.
     """
 
     network: str
     engine: str
     batch: int
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     device: Literal["cpu", "cuda"]
     status: Status
     reason: str | None
     threads: int
     version: str | None
     precision_reported: str | None
+    coarsest: Numbers | None = None
     options: dict[str, str]
     load_s: float | None
     first_run_s: float | None
@@ -332,7 +336,7 @@ class Noise(_Part):
     network: str
     engine: str
     batch: int
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     blocks: tuple[Block, ...]
     ratio: Estimate | None
     floor: float | None

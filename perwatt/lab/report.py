@@ -26,10 +26,13 @@ from perwatt.lab.report_facts import beside_2015, facts, text_table
 from perwatt.lab.terminal import certainty, engine_name, grouped, reasons, shown, warnings
 from perwatt.package.atomic_file import write_whole
 
-PICTURES = ("bars", "latency", "frontier", "then-and-now")
+PICTURES = ("bars", "accuracy", "latency", "frontier", "then-and-now")
 _CAPTIONS = {
     "bars": "Images per second by network, batch, precision and engine; higher is better. Bars of one panel share a "
     "scale that begins at zero; whiskers are 95 % intervals.",
+    "accuracy": "Speed against accuracy: images per second against the worst relative error of any checked image, on a "
+    "logarithmic axis; left and up is better. Labels: precision and top-1 agreement with the FP32 reference. Hollow: "
+    "BF16 and FP16; a diamond: auto.",
     "latency": "Median latency of one batch against throughput: left is sooner, up is more.",
     "frontier": "Images per joule against images per second; up and right is better. The dashed line joins the "
     "settings that no other beats in speed, latency and images/s/W at once. Unlike scopes have panels of their own.",
@@ -64,6 +67,7 @@ def draw(record: Record) -> dict[str, tuple[str, bytes]]:
         ) from error
     drawn = (
         pictures.bars(record),
+        pictures.speed_against_accuracy(record),
         pictures.latency_against_throughput(record),
         pictures.frontier_of_settings(record),
         pictures.then_and_now(record),
@@ -91,6 +95,7 @@ def page(record: Record, pictures: dict[str, str]) -> str:
             *_reading_help(),
             *_more_of_rows(record),
             *_doubts(record),
+            *_picture(pictures, "accuracy", heading="Speed against accuracy"),
             *_picture(pictures, "latency", heading="Latency against throughput"),
             *energy(record, list(_picture(pictures, "frontier"))),
             *_choice(record),

@@ -33,7 +33,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """One network at one batch size, ready for workers: files on disk, names and shapes for a Job."""
+    """One network at one batch size, ready for workers: files on disk, names and shapes for a Job.
+
+    `tuning_path`: images to find the numbers of precision auto on, None where nobody asked for it.
+    """
 
     subject: Subject
     batch: int
@@ -43,6 +46,7 @@ class Case:
     input_shape: tuple[int, ...]
     output_name: str
     inputs: int
+    tuning_path: Path | None = None
 
     def job(self, precision: Precision, threads: int, device: Device, patience_s: float) -> Job:
         """Return what an engine is asked to load."""
@@ -55,6 +59,7 @@ class Case:
             threads=threads,
             device=device,
             patience_s=patience_s,
+            tuning_path=str(self.tuning_path) if precision == "auto" and self.tuning_path is not None else None,
         )
 
 
@@ -87,10 +92,11 @@ def find(name: str) -> Subject:
 
 
 def prepare(
-    subject: Subject, batch: int, inputs: int, photos: Sequence[Path], folder: Path, seed: int
+    subject: Subject, batch: int, inputs: int, photos: Sequence[Path], folder: Path, seed: int, tuning_images: int = 0
 ) -> tuple[Case, tuple[Photograph, ...]]:
     """Write the network at this batch size and `inputs` input batches into the folder; return both and the photographs.
 
+    `tuning_images`: as many further crops, of another draw, are written for precision auto to be found on.
     Raises NetworkError when the network does not take this batch, InputError when a photograph cannot be used.
     """
     content = with_batch(subject.source, batch)
@@ -106,6 +112,10 @@ def prepare(
     model_path.write_bytes(content)
     images, used = input_batches(subject.how, photos, batch, inputs, seed)
     np.save(inputs_path, images)
+    tuning_path = None
+    if tuning_images:
+        tuning_path = folder / f"{stem}-tuning.npy"
+        np.save(tuning_path, input_batches(subject.how, photos, 1, tuning_images, seed + 1)[0][:, 0])
     case = Case(
         subject=subject,
         batch=batch,
@@ -115,6 +125,7 @@ def prepare(
         input_shape=shape,
         output_name=graph.outputs[0],
         inputs=inputs,
+        tuning_path=tuning_path,
     )
     return case, used
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perwatt.lab.engine import Precision
+from perwatt.lab.engine import Numbers, Precision
 from perwatt.lab.record import Reference, Sample
 
 # The largest relative error ||output - reference|| / ||reference|| of one image that a precision explains, before the
@@ -20,12 +20,12 @@ from perwatt.lab.record import Reference, Sample
 # add up as sqrt(L): fp32 (u = 6e-8, K = 9216, L = 60) 4e-5, and twice that for Winograd's transforms; FP16 or TF32
 # behind the back of an fp32 row exceeds it. In fp16 and bf16 (u = 5e-4, 4e-3) weights and activations are rounded once
 # per layer, uniformly, and sums are in FP32: u sqrt(2 L / 3) gives 3e-3 and 2.5e-2, and twice that to be on the safe
-# side.
-TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 6e-3, "bf16": 5e-2}
+# side. A mixture (auto) is held to the coarsest numbers in it: each of its roundings is one of these or finer.
+TOLERANCES: Mapping[Numbers, float] = {"fp32": 1e-4, "fp16": 6e-3, "bf16": 5e-2}
 # What is derived so is the error of a typical image, which the median is held to. fp32 is far from it and has one bound
 # for every image. In fp16 and bf16 an image that lies between classes errs several times as much: the worst of 96 by
 # 12 times the median in PyTorch and OpenVINO alike, which round independently of each other.
-SINGLE_IMAGE: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 8.0, "bf16": 8.0}
+SINGLE_IMAGE: Mapping[Numbers, float] = {"fp32": 1.0, "fp16": 8.0, "bf16": 8.0}
 UNRELATED = 0.5  # no rounding explains this much: outputs that have nothing to do with each other differ by 1 or more
 # A softmax turns an error e of the logits, relative to their spread s, into an error e s of the probabilities.
 WIDEST_SPREAD = 10.0
@@ -44,6 +44,14 @@ class Judgement:
     classes: tuple[int, ...]
     strangers: int
     hash: str
+
+
+def held_to(precision: Precision, coarsest: Numbers | None) -> Numbers:
+    """Return whose rounding outputs in a precision are held to: its own; of a mixture, that of its coarsest numbers.
+
+    A mixture that does not say what its coarsest numbers are is held to FP32.
+    """
+    return (coarsest or "fp32") if precision == "auto" else precision
 
 
 def by_image(output: np.ndarray, batch: int) -> np.ndarray | None:
@@ -79,13 +87,16 @@ def logit_spread(outputs: np.ndarray) -> float | None:
     return float(logs.std(axis=1).mean())
 
 
-def tolerance(precision: Precision, references: Mapping[int, Reference]) -> float:
-    """Return the largest relative error of one image that the precision explains on a network with these references."""
+def tolerance(precision: Numbers, references: Mapping[int, Reference]) -> float:
+    """Return the largest relative error of one image that a precision explains on a network with these references.
+
+    `precision` is what `held_to` returns, here and below.
+    """
     spread = max((reference.spread or 1.0 for reference in references.values()), default=1.0)
     return TOLERANCES[precision] * min(max(spread, 1.0), WIDEST_SPREAD)
 
 
-def judge(output: np.ndarray, reference: np.ndarray, others: np.ndarray, precision: Precision) -> Judgement:
+def judge(output: np.ndarray, reference: np.ndarray, others: np.ndarray, precision: Numbers) -> Judgement:
     """Hold one run's output against its reference, both with the batch first, and against other inputs' references.
 
     `others` has shape (any number, values): references of images that this run was not given.
@@ -130,16 +141,18 @@ def fault(
     references: Mapping[int, Reference],
     precision: Precision,
     precision_reported: str | None,
+    coarsest: Numbers | None = None,
 ) -> str | None:
     """Return why a row's outputs cannot be taken for the network's, or None when they can."""
     if precision_reported is not None and precision_reported != precision:
         return f"asked for {precision}, the engine ran {precision_reported}"
+    numbers = held_to(precision, coarsest)
     if not samples:
         return "no output of a timed run was kept, so nothing shows that it computed the network"
     errors = [error for sample in samples for error in sample.relative_errors]
     if any(error is None for error in errors):
         return "an output has numbers that are not finite, or another shape than the reference"
-    most = tolerance(precision, references)
+    most = tolerance(numbers, references)
     alike: dict[str, list[Sample]] = {}
     for sample in samples:
         alike.setdefault(sample.hash, []).append(sample)
@@ -153,12 +166,10 @@ def fault(
         return f"stale or permuted: {strangers} of {images} outputs belong to another image than the one given"
     typical = float(np.median([error for error in errors if error is not None]))
     if typical > most:
-        return (
-            f"relative error {typical:.2g} of the median image is above {most:.2g}, the most that {precision} explains"
-        )
-    worst, single = worst_error(samples), min(most * SINGLE_IMAGE[precision], max(most, UNRELATED))
+        return f"relative error {typical:.2g} of the median image is above {most:.2g}, the most that {numbers} explains"
+    worst, single = worst_error(samples), min(most * SINGLE_IMAGE[numbers], max(most, UNRELATED))
     if worst is not None and worst > single:
-        return f"relative error {worst:.2g} is above {single:.2g}, the most that {precision} explains"
+        return f"relative error {worst:.2g} is above {single:.2g}, the most that {numbers} explains"
     return None
 
 

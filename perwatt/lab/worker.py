@@ -158,6 +158,7 @@ class _Session:
             "version": loaded.version,
             "precision": loaded.precision,
             "options": loaded.options,
+            "coarsest": loaded.coarsest,
             "load_s": ready - before,
             "first_run_s": after - ready,
             "peak_memory_bytes": peak_memory_bytes(),

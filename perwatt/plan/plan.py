@@ -59,7 +59,10 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything decided before machine code is made. Offsets of `buffers` count floats in the arena."""
+    """Everything decided before machine code is made. Offsets of `buffers` count floats in the arena.
+
+    `why`: how activations are stored and what was measured, None where there was no choice.
+    """
 
     name: str
     placement: Placement
@@ -68,6 +71,7 @@ class Plan:
     arena_floats: int
     scratch_bytes: int
     threads: int
+    why: str | None = None
 
     def lines(self) -> Iterator[str]:
         """Yield the plan as text: one paragraph for each step."""
@@ -76,6 +80,8 @@ class Plan:
             f"plan of {self.name}: batch {p.batch}, {self.threads} threads, "
             f"arena {self.arena_floats * 4 / 2**20:.1f} MiB, workspace {self.scratch_bytes / 2**20:.1f} MiB"
         )
+        if self.why is not None:
+            yield self.why
         start = 1
         for level in p.levels:
             yield f"steps {start} to {level.end} take {level.images} of {p.batch} images at a time"

@@ -24,10 +24,10 @@ from perwatt.errors import InputError
 from perwatt.graph import Graph
 from perwatt.machine import this_machine
 from perwatt.passes import apply
-from perwatt.plan import Allowance, Candidate, Considered, Precision, consider, make, place
+from perwatt.plan import Allowance, Candidate, Precision, make
 from perwatt.plan.precision import LARGEST, SMALLEST_NORMAL, Element
-from perwatt.run import precision_file, tuning_file
-from perwatt.run.compile import compile, read_graph
+from perwatt.run import precision_file, storage, tuning_file
+from perwatt.run.compile import compile, images_at_a_time, read_graph
 from perwatt.run.model import Model
 
 HALVES = Allowance(("bf16", "fp16"), ("bf16", "fp16"))
@@ -89,21 +89,30 @@ class _Trial:
         self.graph, self.images, self.threads = graph, images, threads
         self.rewritten, self.machine = apply(graph), this_machine()
         self.batch = graph.values[graph.inputs[0]].shape[0]
-        self._packed: dict[Element, PackedArrays] = {}
+        self._packed: PackedArrays = {}
         self._kept = tuning_file.load(self.machine)
         self.reference = self.answers(Precision())
 
     def model(self, precision: Precision) -> Model:
         """Return a Model by what is known of times, measuring nothing."""
-        placement = place(self.rewritten, self.machine, self.threads, (), precision)
-        considered = consider(placement, KERNELS, None)
-        timings = tuning_file.timings(placement, considered, self._kept)
-        plan = make(self.rewritten.name, placement, KERNELS, timings=timings, considered=considered)
-        packed = self._packed.setdefault(precision.storage, {}) if not precision.kept else {}
+        laid = self.laid(precision)
+        plan = make(
+            self.rewritten.name, laid.placement, KERNELS, timings=laid.timings, considered=laid.considered
+        )  # fmt: skip
+        # Tables in steps' constants depend on how activations are stored: only FP32 throughout recurs.
+        packed = {} if storage.halved(laid.placement) else self._packed
         values = self.rewritten.values
         inputs = {name: values[name] for name in self.rewritten.inputs}
         outputs = {name: values[name] for name in self.rewritten.outputs}
         return Model(plan, build(plan, shared_team(self.threads), packed), inputs, outputs)
+
+    def laid(self, precision: Precision) -> storage.Laid:
+        """Return the placement that compile would choose, by what is known of times."""
+        at_a_time = images_at_a_time(self.rewritten, None)
+        return storage.settle(
+            self.rewritten, self.machine, self.threads, at_a_time, precision, None,
+            lambda placement, considered, _: tuning_file.timings(placement, considered, self._kept),
+        )  # fmt: skip
 
     def answers(self, precision: Precision, most: int | None = None) -> np.ndarray:
         """Return the outputs of a mixture on the first images, float32 [images, values]."""
@@ -240,16 +249,16 @@ class Sensitivity:
 def _sensitivities(trial: _Trial, refused: Refused, tell: Progress) -> list[Sensitivity]:
     """Return the sensitivity of every step that is faster in halves, and of activations in halves."""
     everything = Precision(HALVES)
-    placement = place(trial.rewritten, trial.machine, trial.threads, (), everything)
-    considered: Considered = consider(placement, KERNELS, None)
-    timings = tuning_file.timings(placement, considered, tuning_file.load(trial.machine))
-    plan = make(trial.rewritten.name, placement, KERNELS, timings=timings, considered=considered)
+    laid = trial.laid(everything)
+    plan = make(
+        trial.rewritten.name, laid.placement, KERNELS, timings=laid.timings, considered=laid.considered
+    )  # fmt: skip
     images = min(len(trial.images), SENSITIVITY_IMAGES)
     found = []
     mixtures: list[tuple[str, float, Precision]] = [
         (f" {element}", 0.0, Precision(storage=element, kept=frozenset(refused[element]))) for element in refused
     ]
-    for planned, (candidates, _) in zip(plan.steps, considered, strict=True):
+    for planned, (candidates, _) in zip(plan.steps, laid.considered, strict=True):
         if planned.choice.weights != "fp32":
             alone = Precision(steps={planned.step.name: HALVES})
             mixtures.append((planned.step.name, _saved(planned.choice, candidates), alone))
@@ -285,8 +294,8 @@ def _states(sensitive: list[Sensitivity], refused: Refused) -> list[tuple[Precis
         states.append((Precision(steps=allowed, storage=activations, kept=kept), notes))
 
     *coarse, finest = refused
-    for storage in coarse:
-        add(0, 0, storage)
+    for element in coarse:
+        add(0, 0, element)
     for number in range(len(names) + 1):
         add(number, 0, finest)
     for number in range(len(names) + 1):
@@ -326,8 +335,15 @@ def _evidence(
             for name, reason in reasons.items()
         ],
         "steps": steps,
-        "is_fp32": all(step["weights"] == "fp32" for step in steps) and precision.storage == "fp32",
+        "activations": _counts([t.element for planned in model.plan.steps for t in planned.step.outputs]),
+        "is_fp32": all(
+            planned.choice.weights == "fp32" and not planned.step.in_halves for planned in model.plan.steps
+        ),
     }  # fmt: skip
+
+
+def _counts(elements: list[Element]) -> dict[str, int]:
+    return {element: elements.count(element) for element in dict.fromkeys(elements)}
 
 
 def _number(value: float | None) -> float | None:
@@ -343,13 +359,14 @@ def summary(evidence: Mapping[str, Any]) -> list[str]:
         f"top-1 agrees with FP32 on {agreement['agreeing']} of {evidence['images']} images "
         f"({100 * agreement['share']:.2f} %, 95 % interval {100 * low:.2f} to {100 * high:.2f} %; "
         f"asked for {100 * agreement['asked']:g} %), largest error {evidence['largest_error']:.1e}",
-        f"activations stored in {evidence['storage']}",
+        "activations between steps: " + ", ".join(f"{n} in {e}" for e, n in evidence["activations"].items()),
     ]
     lines += [f"not stored in {each['element']}: {each['why']}" for each in evidence["range"]]
     lines += [f"{step['step']} {step['why']}" for step in evidence["steps"] if step["why"]]
     if evidence["is_fp32"]:
-        tried = 100 * evidence["fastest_mixture"]["share"]
-        lines.append(f"FP32 throughout: no mixture kept the agreement; all in halves agreed on {tried:.2f} %")
+        tried = evidence["fastest_mixture"]["share"]
+        why = "no mixture kept the agreement" if tried < agreement["asked"] else "nothing is faster in halves here"
+        lines.append(f"FP32 throughout: {why}; all in halves agreed on {100 * tried:.2f} %")
     counts: dict[str, int] = {}
     for step in evidence["steps"]:
         kind = f"weights {step['weights']}, products {step['arithmetic']}"

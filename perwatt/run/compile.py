@@ -1,7 +1,9 @@
 """compile(): the one function that joins the rooms. Network -> Graph -> passes -> Plan -> Code -> Model."""
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -13,14 +15,14 @@ from perwatt import settings
 from perwatt.cpu import memory
 from perwatt.cpu.build import build
 from perwatt.cpu.catalogue import KERNELS
-from perwatt.cpu.team import shared_team
+from perwatt.cpu.team import Team, shared_team
 from perwatt.cpu.tuning import measure
 from perwatt.errors import InputError, PlanError
 from perwatt.graph import Graph, read
 from perwatt.machine import Machine, this_machine
 from perwatt.passes import apply
-from perwatt.plan import Precision, batch_of, consider, make, place
-from perwatt.run import precision_file, tuning_file
+from perwatt.plan import Considered, Placement, Precision, Timings, batch_of, make
+from perwatt.run import precision_file, storage, tuning_file
 from perwatt.run.model import Model
 
 Tune = Literal["measure", "again", "estimate"]
@@ -64,19 +66,39 @@ def compile(
     _check_weights(graph)
     rewritten = apply(graph)
     _check_memory(rewritten, machine, 2 * max((prod(v.shape) * 4 for v in rewritten.values.values()), default=0))
-    placement = place(rewritten, machine, count, _images_at_a_time(rewritten, images), allowed)
     inputs = {name: rewritten.values[name] for name in rewritten.inputs}
     outputs = {name: rewritten.values[name] for name in rewritten.outputs}
-    considered = consider(placement, KERNELS, workspace_bytes)
-    kept = {} if tune == "again" else tuning_file.timings(placement, considered, tuning_file.load(machine))
-    plan = make(rewritten.name, placement, KERNELS, timings=kept, considered=considered)
-    _check_memory(rewritten, machine, 4 * plan.arena_floats + plan.scratch_bytes)
-    if tune != "estimate":
+    laid = _laid(
+        rewritten, machine, team, count, images_at_a_time(rewritten, images), allowed, workspace_bytes, tune,
+        tune_limit_s, progress,
+    )  # fmt: skip
+    plan = make(rewritten.name, laid.placement, KERNELS, timings=laid.timings, considered=laid.considered)
+    plan = replace(plan, why=laid.why)
+    model = Model(plan, build(plan, team), inputs, outputs)
+    del graph, rewritten, laid, plan  # or their weights would still be held
+    memory.give_back()
+    return model
+
+
+def _laid(
+    graph: Graph, machine: Machine, team: Team, threads: int, at_a_time: Sequence[int], allowed: Precision,
+    workspace_bytes: int | None, tune: Tune, tune_limit_s: float, progress: Callable[[int, int], None] | None,
+) -> storage.Laid:  # fmt: skip
+    """Return the placement of a graph after the passes, its steps timed as `compile` was asked to."""
+    stop = time.monotonic() + tune_limit_s
+
+    def times(placement: Placement, considered: Considered, share: float) -> Timings:
+        kept = {} if tune == "again" else tuning_file.timings(placement, considered, tuning_file.load(machine))
+        plan = make(graph.name, placement, KERNELS, timings=kept, considered=considered)
+        _check_memory(graph, machine, 4 * plan.arena_floats + plan.scratch_bytes)
+        if tune == "estimate":
+            return kept
         random = np.random.default_rng(0)
-        arrays = {name: random.standard_normal(value.shape).astype(value.dtype) for name, value in inputs.items()}
+        values = graph.values
+        arrays = {name: random.standard_normal(values[name].shape).astype(values[name].dtype) for name in graph.inputs}
         arrays |= {
-            buffer: np.zeros(value.shape, np.float32)
-            for buffer, value in zip(placement.outputs, outputs.values(), strict=True)
+            buffer: np.zeros(values[name].shape, np.float32)
+            for buffer, name in zip(placement.outputs, graph.outputs, strict=True)
         }
         timings = measure(
             placement,
@@ -84,18 +106,17 @@ def compile(
             arrays,
             known=kept,
             considered=considered,
-            limit_s=tune_limit_s,
+            limit_s=share * max(0.0, stop - time.monotonic()),
+            every_step=allowed.storage != "fp32",
             progress=progress,
         )
         if timings != kept:
             tuning_file.keep(placement, timings, machine)
             # Steps alike share what was measured for any of them, now as at the next start.
             timings |= tuning_file.timings(placement, considered, tuning_file.load(machine))
-        plan = make(rewritten.name, placement, KERNELS, timings=timings, considered=considered)
-    model = Model(plan, build(plan, team), inputs, outputs)
-    del graph, rewritten, placement, considered, plan  # or their weights would still be held
-    memory.give_back()
-    return model
+        return timings
+
+    return storage.settle(graph, machine, threads, at_a_time, allowed, workspace_bytes, times)
 
 
 def _check_weights(graph: Graph) -> None:
@@ -131,7 +152,7 @@ def read_graph(source: str | Path | bytes | Graph, batch: int | None) -> Graph:
     return read(source, batch)
 
 
-def _images_at_a_time(graph: Graph, images: int | Sequence[int] | None) -> tuple[int, ...]:
+def images_at_a_time(graph: Graph, images: int | Sequence[int] | None) -> tuple[int, ...]:
     """Return how many images to take through the convolutions at a time: activations then stay in the caches."""
     batch = batch_of(graph)
     if images is not None:

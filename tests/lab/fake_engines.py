@@ -62,7 +62,8 @@ class FakeWorker:
             self.running = False
             raise failures[self.habit]()
         precision = "bf16" if self.habit == "other precision" else self.job.precision
-        return Started(Loaded("1.0", precision, {"streams": "1"}), 0.25, 0.002, 50_000_000)
+        coarsest = None if self.job.precision != "auto" else "fp32" if self.habit == "half" else "fp16"
+        return Started(Loaded("1.0", precision, {"streams": "1"}, coarsest), 0.25, 0.002, 50_000_000)
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Return what the engine says the network says."""

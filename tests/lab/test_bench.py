@@ -10,7 +10,7 @@ from PIL import Image
 from small_network import small_network
 
 from perwatt.errors import EngineError, InputError, NetworkError, OutputError
-from perwatt.lab import check, conditions, figures, record_file
+from perwatt.lab import check, conditions, figures, record_file, truth
 from perwatt.lab.bench import PROFILES, BenchRequest, Progress, run_bench
 from perwatt.lab.engine import Job
 from perwatt.lab.process import Worker
@@ -273,3 +273,29 @@ def test_real_processes_that_lie_or_crash_are_caught_from_inside_the_timed_run(r
     assert record.noise is not None
     assert record.harness_cost_s is not None
     assert record.harness_cost_s < 1e-3
+
+
+def test_auto_is_a_row_of_perwatts_own_and_held_to_its_coarsest_numbers(request_for) -> None:
+    lab = FakeLab()
+    asked = request_for(precisions=("fp32", "auto"), engines=("perwatt", "ncnn", "openvino"), batches=(1,))
+    record = run_bench(asked, silent, lab)
+    assert check.check(record) == []
+    assert check.check(Record.model_validate_json(record.model_dump_json())) == []
+    own = row(record, "perwatt", 1, "auto")
+    assert (own.status, own.coarsest, row(record, "perwatt", 1).coarsest) == ("ok", "fp16", None)
+    exact = row(record, "perwatt", 1).figures.tolerance
+    assert own.figures.tolerance == pytest.approx(exact * truth.TOLERANCES["fp16"] / truth.TOLERANCES["fp32"])
+    assert {row(record, rival, 1, "auto").reason for rival in ("ncnn", "openvino")} == {
+        "auto is perwatt's own mixture of precisions"
+    }
+    paths = {each.job.precision: each.job.tuning_path for each in lab.workers}
+    assert paths["fp32"] is None
+    assert paths["auto"] is not None
+
+
+def test_a_mixture_coarser_than_it_says_is_invalid(request_for) -> None:
+    """Answers rounded to FP16 from an engine that says its mixture is all FP32."""
+    asked = request_for(precisions=("auto",), engines=("perwatt",), batches=(1,))
+    record = run_bench(asked, silent, FakeLab({"perwatt": "half"}))
+    assert row(record, "perwatt", 1, "auto").status == "invalid"
+    assert "the most that fp32 explains" in (row(record, "perwatt", 1, "auto").reason or "")

@@ -1,5 +1,6 @@
 """Each rival, run in its own process, computes what ONNX Runtime computes with its optimisations off."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -162,3 +163,25 @@ def test_the_table_names_each_engine_once_and_its_files_exist() -> None:
         assert specification is not None
         assert specification.origin is not None
         assert f"class {kind}" in Path(specification.origin).read_text()
+
+
+def test_auto_is_found_on_the_jobs_images_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker finds its numbers where nothing is kept, says what it found, and needs no images the next time."""
+    monkeypatch.setenv("PERWATT_CACHE", str(tmp_path / "cache"))
+    case = Case(tmp_path, 2)
+    job = case.job("auto", patience_s=120.0)
+    with (
+        pytest.raises(EngineRefused, match="run perwatt tune NETWORK --precision auto first"),
+        Worker("perwatt", job, case.inputs_path) as worker,
+    ):
+        worker.start()
+    tuning_path = tmp_path / "tuning.npy"
+    np.save(tuning_path, np.random.default_rng(5).normal(size=(24, *INPUT_SHAPE)).astype(np.float32))
+    for given in (dataclasses.replace(job, tuning_path=str(tuning_path)), job):
+        with Worker("perwatt", given, case.inputs_path) as worker:
+            loaded = worker.start().loaded
+        assert loaded.precision == "auto"
+        assert loaded.coarsest in ("fp32", "fp16", "bf16")
+        assert "of 24 images" in loaded.options["auto"]
+        assert "weights" in loaded.options["steps"]
+        assert "activations" in loaded.options

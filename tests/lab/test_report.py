@@ -181,7 +181,7 @@ def test_write_puts_the_page_and_its_pictures_side_by_side(
         *(f"run-{name}{suffix}" for name in report.PICTURES for suffix in (".svg", ".png")),
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)
-    assert (tmp_path / "run.html").read_text().count("<svg></svg>") == 3
+    assert (tmp_path / "run.html").read_text().count("<svg></svg>") == 4
     assert (tmp_path / "run-bars.png").read_bytes() == b"PNG"
 
 

@@ -173,3 +173,9 @@ def test_a_single_image_may_err_more_in_bf16_but_the_median_may_not(wanted: np.n
     assert "relative error" in (fault(outputs, wanted, "bf16") or "")
     every = {i: wanted[i] + off(2.5 * most) for i in range(INPUTS)}
     assert "median" in (fault(every, wanted, "bf16") or "")
+
+
+def test_a_mixture_is_held_to_its_coarsest_numbers() -> None:
+    assert truth.held_to("bf16", None) == "bf16"
+    assert truth.held_to("auto", "fp16") == "fp16"
+    assert truth.held_to("auto", None) == "fp32"

@@ -68,7 +68,8 @@ def test_one_precision_for_all(precision: str, allowed: float) -> None:
     assert "numbers: " in str(half.plan)
     assert f"writes {precision}" in str(half.plan)
     assert "numbers: " not in str(exact.plan)
-    assert half.weight_bytes < 0.8 * exact.weight_bytes
+    # Winograd has FP16 weights, but BF16 ones only where products are BF16.
+    assert half.weight_bytes < (0.8 if precision == "fp16" else 1.0) * exact.weight_bytes
 
 
 def test_the_plan_tells_storage_and_arithmetic_apart() -> None:

@@ -26,7 +26,7 @@ _TRAIN = "python -m pip install 'perwatt[train]'"
 _HERE = "perwatt.lab.engines"
 
 ENGINES: tuple[EngineEntry, ...] = (
-    EngineEntry("perwatt", f"{_HERE}.own:OwnEngine", ("llvmlite",), "", "cpu", ("fp32", "bf16", "fp16")),
+    EngineEntry("perwatt", f"{_HERE}.own:OwnEngine", ("llvmlite",), "", "cpu", ("fp32", "bf16", "fp16", "auto")),
     EngineEntry("onnxruntime", f"{_HERE}.ort:OnnxRuntimeEngine", ("onnxruntime",), _BENCH, "cpu", ("fp32",)),
     EngineEntry(
         *("openvino", f"{_HERE}.openvino_cpu:OpenVinoEngine", ("openvino",), _BENCH, "cpu"), ("fp32", "bf16", "fp16")
@@ -45,3 +45,10 @@ REFERENCE = EngineEntry("reference", f"{_HERE}.ort:ReferenceEngine", ("onnxrunti
 def entry(name: str) -> EngineEntry | None:
     """Return the row of the table with this name (`reference` included), or None."""
     return next((engine for engine in (*ENGINES, REFERENCE) if engine.name == name), None)
+
+
+def refusal(engine: EngineEntry, precision: Precision) -> str:
+    """Return why an engine is not asked for a precision that its entry leaves out."""
+    if precision == "auto":
+        return "auto is perwatt's own mixture of precisions"
+    return f"{engine.name} has no {precision} on this device"

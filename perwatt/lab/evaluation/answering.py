@@ -12,7 +12,7 @@ from perwatt.data import Split
 from perwatt.errors import EngineCrashed, EngineError, EngineMissing, EngineRefused, EngineTimeout, InputError
 from perwatt.lab import truth
 from perwatt.lab.engine import Job, Precision
-from perwatt.lab.engines import entry
+from perwatt.lab.engines import entry, refusal
 from perwatt.lab.evaluation.figures import ranked
 from perwatt.lab.evaluation.record import Answers, Row, Status
 from perwatt.lab.process import BlockRequest, Started, Worker
@@ -199,7 +199,7 @@ def _outputs(
         if lane.worker is None:
             known = entry(lane.engine)
             if known is not None and lane.precision not in known.precisions:
-                raise EngineRefused(f"{lane.engine} has no {lane.precision} on this device")
+                raise EngineRefused(refusal(known, lane.precision))
             lane.worker = make_worker(lane.engine, job(lane), path)
             lane.started = lane.worker.start()
             if lane.started.loaded.precision != lane.precision:

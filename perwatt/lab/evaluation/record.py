@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from perwatt.lab.engine import Precision
 from perwatt.lab.record import Array, Estimate
 
 KIND = "evaluation"
@@ -101,7 +102,7 @@ class Row(_Part):
     """One engine in one precision. `figures` and `answers` are None unless it answered for every image."""
 
     engine: str
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     status: Status
     reason: str | None
     threads: int
