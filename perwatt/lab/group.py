@@ -24,6 +24,7 @@ SLOW_LANE = 4.0  # a lane whose block takes this many times the median's takes p
 PATIENCE = 0.2  # of the time that loading may take at the longest, an engine may plan to use
 AUTO_PATIENCE = 0.6  # the same, for finding the numbers of precision auto: without them there is nothing to measure
 LOADING_SHARE = 0.65  # of a group's time; what has not been loaded by then is skipped, or nothing would be measured
+SHARES = 2  # of the time for loading that an engine may take for trying, where those that wait have one each
 LONG_RUN_S = 1.0  # an engine whose first run took longer needs no second one apart to be warm
 RESERVE_BYTES = 1 << 30
 GROWTH = 1.3  # what another engine may need, in terms of the most that one of this group has needed
@@ -100,7 +101,8 @@ def _start(group: Group, waiting: list[Lane], anchor: Lane | None, session: Sess
             lane.status, lane.reason = "skipped", "loading the other engines took too much of the time"
             continue
         session.report(f"{group.name}: load {lane.engine} {lane.precision}")
-        if _start_one(group, lane, session):
+        patience_s = SHARES * max(0.0, enough - session.clock()) / (len(waiting) + SHARES)
+        if _start_one(group, lane, session, patience_s):
             fresh += lane.engine != NULL
             alive.append(lane)
             peak_bytes = max(peak_bytes, _peak(lane))
@@ -108,7 +110,7 @@ def _start(group: Group, waiting: list[Lane], anchor: Lane | None, session: Sess
                 group.twins = False
                 twin = Lane(lane.engine, lane.precision, lane.device, lane.threads, twin=True)
                 group.lanes.append(twin)
-                if _start_one(group, twin, session):
+                if _start_one(group, twin, session, patience_s):
                     alive.append(twin)
     return alive
 
@@ -119,9 +121,12 @@ def _may_have_twin(lane: Lane, group: Group) -> bool:
     return lane.engine != NULL and (lane.engine != OWN or not rivals)
 
 
-def _start_one(group: Group, lane: Lane, session: Session) -> bool:
+def _start_one(group: Group, lane: Lane, session: Session, patience_s: float) -> bool:
+    """Start an engine, which may take `patience_s` to try what suits it; says whether it is there."""
     assert group.case is not None
-    patience_s = (AUTO_PATIENCE if lane.precision == "auto" else PATIENCE) * session.profile.load_limit_s
+    patience_s = min(patience_s, PATIENCE * session.profile.load_limit_s)
+    if lane.precision == "auto":
+        patience_s = AUTO_PATIENCE * session.profile.load_limit_s
     job = group.case.job(lane.precision, lane.threads, lane.device, patience_s)
     limit_s = max(1.0, min(session.profile.load_limit_s, session.left_s()))
     try:
