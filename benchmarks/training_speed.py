@@ -50,7 +50,7 @@ from perwatt.train.training import exact
 PLAIN = Recipe(clip=0, ema=0, label_smoothing=0, weight_decay=5e-4, momentum=0.9, augment="none", flip=False)
 # Network, size, images in a step; a block has as many steps as fill BLOCK_S.
 CASES = (("lenet", 28, 64), ("squeezenet1.1", 224, 16), ("googlenet", 224, 8), ("resnet50", 224, 8))
-FED = (("lenet", 32), ("squeezenet1.1", 16), ("alexnet", 32), ("googlenet", 16))
+FED = (("lenet", 16), ("squeezenet1.1", 16), ("alexnet", 16), ("googlenet", 16))
 ROUNDS, BLOCK_S, MOST_STEPS = 7, 0.8, 200
 FED_S, FEWEST_STEPS = 14.0, 12
 SIDE, WIDTH, HEIGHT = 224, 500, 375
