@@ -105,16 +105,6 @@ def test_the_result_does_not_depend_on_the_team_or_the_cut(lanes: int) -> None:
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("lanes", each_width())
-def test_runs_of_products_outside_and_tiles_inside(lanes: int) -> None:
-    for threads, images in ((1, 1), (3, 2)):
-        case = Case(70, 40, (9, 11), images=images, residual=True, threads=threads, lanes=lanes, spare_blocks=1)
-        posed = problem(case)
-        tiles = [tile for tile in DIRECT.tiles(posed.step) if tile.get("by_runs")]
-        assert tiles, "sums of so many products must have several runs"
-        check(posed, DIRECT, tiles[:3])
-
-
 @pytest.mark.parametrize("layout", ["blocked", "plain"])
 def test_no_bias_and_a_map_that_is_its_own_residual(layout: str) -> None:
     case = Case(3, 3, (6, 5), lanes=WIDEST, layout=layout)

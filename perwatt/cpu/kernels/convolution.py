@@ -6,7 +6,7 @@ the last group of channels overlap their neighbours instead of being masked: the
 with equal values, and no tail code is needed. That is why nothing here may accumulate into its output.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -14,7 +14,7 @@ from math import hypot, prod
 
 import numpy as np
 
-from perwatt.cpu.ir import Index, Kernel, Module, Pointer, Vector
+from perwatt.cpu.ir import Module
 from perwatt.cpu.kernels.activation import NO_ACTIVATION, Activation, activate
 from perwatt.cpu.kernels.dense import (
     CACHE_BYTES_PER_S,
@@ -40,15 +40,7 @@ from perwatt.cpu.kernels.dense import (
 )
 from perwatt.cpu.kernels.padding import framing, framing_name, padding
 from perwatt.cpu.kernels.storage import Numbers, load, numbers_of, packed, pairs, reason_against, store, stored
-from perwatt.cpu.kernels.tile import (
-    FP32_NUMBERS,
-    HALF_SUMS_ERROR,
-    LONGEST_RUN,
-    ask_for,
-    multiply,
-    panel_ahead,
-    products_a_run,
-)
+from perwatt.cpu.kernels.tile import FP32_NUMBERS, HALF_SUMS_ERROR, LONGEST_RUN, ask_for, multiply, panel_ahead
 from perwatt.plan.algorithm import (
     Algorithm,
     Call,
@@ -91,22 +83,10 @@ class Slot(IntEnum):
     GROUP_CHUNKS = 20
     PIXELS_OUTSIDE = 21  # 1: neighbouring tasks share channels; 0: neighbouring tasks share pixels
     USED_LANES = 22  # table: how many lanes of each block of V output channels are channels; the others become zeros
-    SUMS = 23  # scratch of the sums of a chunk's tiles, a part for each thread; where runs go outside
-    SUMS_STRIDE = 24  # from thread to thread
 
 
 SLOTS = len(Slot)
 MOST_STEPS = 16
-# Sums that wait while runs of products go outside and tiles inside must stay near.
-MOST_WAITING_BYTES = 64 << 10
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A register tile of pixels: its row of the map, and its first pixel there."""
-
-    row: Index
-    pixel: Index
 
 
 @dataclass(frozen=True)
@@ -124,14 +104,12 @@ class Shape:
     parted: bool = False
     deep: bool = False
     numbers: Numbers = FP32_NUMBERS
-    by_runs: bool = False
 
     @property
     def name(self) -> str:
         """The exported function's name, which holds all that the code depends on."""
         tail = f"{self.activation.label}{'_residual' if self.residual else ''}{'_tail' if self.tail else ''}"
         tail += ("_parted" if self.parted else "") + ("_deep" if self.deep else "") + self.numbers.label
-        tail += "_by_runs" if self.by_runs else ""
         return f"convolution_{self.lanes}_{self.rows}x{self.columns}_stride{self.row_stride}_steps{self.steps}_{tail}"
 
 
@@ -189,91 +167,39 @@ def convolution(shape: Shape) -> Module:
                     used = k.pointer(Slot.USED_LANES)
                     kept = [k.lane_range(0, k.table_entry(used, block + column)) for column in range(columns)]
                 start = [k.load(bias + block * lanes, column * lanes) for column in range(columns)]
-
-                def tile_at(index: Index) -> _Place:
-                    row = index // across
-                    return _Place(row, k.minimum_index((index - row * across) * rows, pixels - rows))
-
-                def source_of(tile: _Place) -> Pointer:
-                    return x_group + (tile.row * row_stride + tile.pixel * shape.row_stride)
-
-                def residual_of_tile(tile: _Place, column: int) -> Pointer:
-                    return residual_places[column] + (tile.row * pixels + tile.pixel) * numbers.residual.words(lanes)
-
-                def ask(tile: _Place) -> None:
-                    place = (tile.row * pixels + tile.pixel) * pixel_words
+                with k.loop(tile_first, tile_last) as over_tiles:
+                    row = over_tiles.index // across
+                    pixel = k.minimum_index((over_tiles.index - row * across) * rows, pixels - rows)
+                    here = x_group + (row * row_stride + pixel * shape.row_stride)
+                    place = (row * pixels + pixel) * pixel_words
                     for column in range(columns):
                         ask_for(k, y_places[column] + place, rows * pixel_words, write=True)
-                        if shape.residual:
-                            ask_for(k, residual_of_tile(tile, column), rows * numbers.residual.words(lanes))
-
-                def finish(tile: _Place, sums: Sequence[Vector]) -> None:
-                    place = (tile.row * pixels + tile.pixel) * pixel_words
+                    if shape.residual:
+                        residual_words = numbers.residual.words(lanes)
+                        same = residual_words == pixel_words
+                        residual_place = place if same else (row * pixels + pixel) * residual_words
+                        for column in range(columns):
+                            ask_for(k, residual_places[column] + residual_place, rows * residual_words)
+                    sums = multiply(
+                        k, [start[i % columns] for i in range(rows * columns)], here, panel, table, entries,
+                        rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps, deep=shape.deep,
+                        numbers=numbers,
+                        ahead=panel_ahead(
+                            k, panel, weights_stride, over_tiles.index - tile_first, entries, panel_floats
+                        ),
+                    )  # fmt: skip
                     for column in range(columns):
-                        other = residual_of_tile(tile, column) if shape.residual else None
                         for r in range(rows):
                             value = sums[r * columns + column]
-                            if other is not None:
-                                value = value + load(
-                                    k, numbers.residual, other, r * numbers.residual.words(lanes)
-                                )  # fmt: skip
+                            if shape.residual:
+                                other = residual_places[column] + residual_place
+                                value = value + load(k, numbers.residual, other, r * residual_words)
                             value = activate(k, value, shape.activation)
                             if shape.tail:
                                 # Zero weights would not do: an infinite input times zero is no number.
                                 value = k.select(kept[column], value, 0.0)
                             store(k, numbers.output, value, y_places[column] + place, r * pixel_words)
-
-                if shape.by_runs:
-                    _by_runs(k, shape, start, tile_first, tile_last, tile_at, source_of, finish, panel)
-                else:
-                    with k.loop(tile_first, tile_last) as over_tiles:
-                        tile = tile_at(over_tiles.index)
-                        ask(tile)
-                        sums = multiply(
-                            k, [start[i % columns] for i in range(rows * columns)], source_of(tile), panel, table,
-                            entries, rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps,
-                            deep=shape.deep, numbers=numbers,
-                            ahead=panel_ahead(
-                                k, panel, weights_stride, over_tiles.index - tile_first, entries, panel_floats
-                            ),
-                        )  # fmt: skip
-                        finish(tile, sums)
     return module
-
-
-def _by_runs(
-    k: Kernel, shape: Shape, start: Sequence[Vector], first: Index, last: Index, tile_at: Callable[[Index], _Place],
-    source_of: Callable[[_Place], Pointer], finish: Callable[[_Place, Sequence[Vector]], None], panel: Pointer,
-) -> None:  # fmt: skip
-    """Do tiles [first, last) of one group, a run of products of all tiles before the next run of any.
-
-    So a run's panel stays in L1 while the tiles pass; their sums wait in scratch.
-    """
-    rows, columns, lanes, steps = shape.rows, shape.columns, shape.lanes, shape.steps
-    table, entries = k.pointer(Slot.TABLE), k.argument(Slot.ENTRIES)
-    waiting = k.pointer(Slot.SUMS) + k.thread * k.argument(Slot.SUMS_STRIDE)
-    count, run = rows * columns, max(1, products_a_run(lanes, columns) // steps)
-    panel_floats = steps * columns * lanes
-    with k.loop(0, last - first) as tiles:
-        for i in range(count):
-            k.store(start[i % columns], waiting + tiles.index * (count * lanes), i * lanes)
-    with k.loop(0, entries, run, at_least_once=True) as runs:
-        length = k.minimum_index(runs.index + run, entries) - runs.index
-        part = panel + runs.index * panel_floats
-        with k.loop(first, last) as tiles:
-            number = tiles.index - first
-            sums = multiply(
-                k, [k.constant(0.0)] * count, source_of(tile_at(tiles.index)), part, table + runs.index * 2, length,
-                rows=rows, columns=columns, row_stride=shape.row_stride, steps=steps,
-                ahead=panel_ahead(k, part, length * panel_floats, number, length, panel_floats),
-            )  # fmt: skip
-            mine = waiting + number * (count * lanes)
-            for i in range(count):
-                k.store(k.load(mine, i * lanes) + sums[i], mine, i * lanes)
-    with k.loop(first, last) as tiles:
-        tile = tile_at(tiles.index)
-        mine = waiting + (tiles.index - first) * (count * lanes)
-        finish(tile, [k.load(mine, i * lanes) for i in range(count)])
 
 
 def _source(shape: Shape) -> Callable[[], str]:
@@ -314,7 +240,7 @@ def _pixels(c: Convolution) -> int:
     return c.out_height * c.out_width if c.pointwise else c.out_width
 
 
-def _tiles(weights: Element, arithmetic: Element, step: Step) -> list[Tile]:
+def _tiles(arithmetic: Element, step: Step) -> list[Tile]:
     c = read_convolution(step)
     each, pixels = blocks(c.outputs // c.groups, step.lanes), _pixels(c)
     found: list[tuple[float, Tile]] = []
@@ -331,23 +257,7 @@ def _tiles(weights: Element, arithmetic: Element, step: Step) -> list[Tile]:
     # Every tile of pixels reads a panel again: of long sums a narrower one may be all that stays in L2.
     narrow = [tile for _, tile in found if _panel_floats(step, c, tile) * 8 <= (step.machine.l2_bytes or 1 << 20)]
     shapes += [tile for tile in narrow[:2] if tile not in shapes]
-    ways = [{**tile, **chunks} for tile in shapes for chunks in _chunkings(step, c, tile)]
-    if arithmetic == "fp32" and weights == "fp32":
-        ways += [{**way, "by_runs": 1} for way in ways if _worth_runs(step, c, way)]
-    return ways
-
-
-def _worth_runs(step: Step, c: Convolution, tile: Tile) -> bool:
-    """Return whether a panel has several runs, and the sums of a chunk's tiles may wait for one another."""
-    products = _panel_floats(step, c, tile) // (tile["columns"] * step.lanes)
-    waiting = 4 * _waiting_floats(step, c, tile)
-    return products > products_a_run(step.lanes, tile["columns"]) and waiting <= MOST_WAITING_BYTES
-
-
-def _waiting_floats(step: Step, c: Convolution, tile: Tile) -> int:
-    """Return the sums of the tiles of one chunk."""
-    tiles = -(-_pixels(c) // tile["rows"]) * (1 if c.pointwise else c.out_height)
-    return -(-tiles // tile["pixel_chunks"]) * tile["rows"] * tile["columns"] * step.lanes
+    return [{**tile, **chunks} for tile in shapes for chunks in _chunkings(step, c, tile)]
 
 
 def _panel_floats(step: Step, c: Convolution, tile: Tile) -> int:
@@ -386,8 +296,6 @@ def _seconds(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> f
     balance = -(-tasks // step.threads) * step.threads / tasks
     arithmetic_s = 2 * c.multiply_adds * waste * loads * balance / (FLOPS_PER_S_AND_LANE * step.lanes * step.threads)
     arithmetic_s /= PRODUCTS_AT_ONCE[arithmetic]
-    if arithmetic == weights == "fp32" and _worth_runs(step, c, tile) and not tile.get("by_runs"):
-        arithmetic_s *= 1.05  # panels pass from L2
     weight_bytes = known(step, 1).size * ELEMENT_BYTES[weights]
     traffic = weight_bytes / MEMORY_BYTES_PER_S / min(step.threads, 2) * (0.5 if c.images > 1 else 1.0)
     reread = weight_bytes * (tile["pixel_chunks"] * c.images if tile["pixels_outside"] else 1)
@@ -412,23 +320,12 @@ def _framed(c: Convolution) -> tuple[int, int]:
 
 
 def _scratch_bytes(arithmetic: Element, step: Step, tile: Tile) -> int:
-    framed = _framed_bytes(arithmetic, step)
-    return framed + 4 * step.threads * _sums_stride(step, tile) if tile.get("by_runs") else framed
-
-
-def _sums_stride(step: Step, tile: Tile) -> int:
-    """Return the floats of scratch of one thread for sums that wait."""
-    return -(-_waiting_floats(step, read_convolution(step), tile) // 16) * 16 + 16
-
-
-def _framed_bytes(arithmetic: Element, step: Step) -> int:
-    """Return the bytes of the copy of the input, whole cache lines; 0 where it is read as it is."""
     c, x = read_convolution(step), operand(step, 0)
     if not any(c.pads) and not _converted(arithmetic, x):
         return 0
     height, width = _framed(c)
     channels = blocks(c.channels, step.lanes) * step.lanes if x.layout == "blocked" else c.channels
-    return -(-c.images * channels * height * width * ELEMENT_BYTES[arithmetic] // 64) * 64 + 64 * step.lanes
+    return c.images * channels * height * width * ELEMENT_BYTES[arithmetic] + 64 * step.lanes
 
 
 def _calls(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> tuple[Call, ...]:
@@ -466,10 +363,9 @@ def _calls(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> tup
     taps_across = c.kernel[1] if blocked else c.kernel[1] // together
     parted = len(step.outputs) > 1
     entries = planes // c.groups * c.kernel[0] * taps_across
-    by_runs = bool(tile.get("by_runs"))
     shape = Shape(
         lanes, tile["rows"], tile["columns"], c.strides[1] * pixel, steps, c.activation, c.residual,
-        has_tail(step), parted, weights == "fp32" and entries * steps > LONGEST_RUN, numbers, by_runs,
+        has_tail(step), parted, weights == "fp32" and entries * steps > LONGEST_RUN, numbers,
     )  # fmt: skip
 
     def panels() -> np.ndarray:
@@ -500,7 +396,6 @@ def _calls(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> tup
         Packed(f"group inputs {tile['columns']} {plane_stride}", lambda: group_of * group_stride),
         tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"],
         Packed("used lanes", lambda: used_lanes(step)),
-        Scratch(_framed_bytes(arithmetic, step)) if by_runs else 0, _sums_stride(step, tile) if by_runs else 0,
     )  # fmt: skip
     return (*calls, Call(shape.name, _source(shape), words))
 
@@ -525,7 +420,7 @@ def _direct(name: str, weights: Element, arithmetic: Element) -> Algorithm:
         return hypot(sums, rounding_error(weights, arithmetic))
 
     return Algorithm(
-        name, ("FusedConv",), partial(_accepts_direct, weights, arithmetic), partial(_tiles, weights, arithmetic),
+        name, ("FusedConv",), partial(_accepts_direct, weights, arithmetic), partial(_tiles, arithmetic),
         partial(_seconds, weights, arithmetic), partial(_calls, weights, arithmetic),
         partial(_scratch_bytes, arithmetic), error, weights, arithmetic, True,
     )  # fmt: skip
@@ -539,6 +434,6 @@ DIRECT_HALF = (
     _direct("direct fp16", "fp16", "fp16"),
 )
 FIRST_LAYER = Algorithm(
-    "first layer", ("FusedConv",), _accepts_first, partial(_tiles, "fp32", "fp32"), partial(_seconds, "fp32", "fp32"),
+    "first layer", ("FusedConv",), _accepts_first, partial(_tiles, "fp32"), partial(_seconds, "fp32", "fp32"),
     partial(_calls, "fp32", "fp32"), partial(_scratch_bytes, "fp32"), halves=True,
 )  # fmt: skip

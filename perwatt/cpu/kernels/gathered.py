@@ -142,7 +142,7 @@ def _seconds(step: Step, tile: Tile) -> float:
 
 
 def _gathered_bytes(step: Step) -> int:
-    return -(-4 * prod(_sizes(step).tensor.shape) // 64) * 64 + 64 * step.lanes
+    return 4 * prod(_sizes(step).tensor.shape) + 64 * step.lanes
 
 
 def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
@@ -161,16 +161,14 @@ def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
     )  # fmt: skip
     calls = [Call(gather_name(lanes, source), lambda: str(gather(lanes, source)), words)]
     for call in DIRECT.calls(_derived(step, _rearranged(step)), tile):
-        calls.append(replace(call, words=tuple(_moved(word, _gathered_bytes(step)) for word in call.words)))
+        calls.append(replace(call, words=tuple(_moved(word) for word in call.words)))
     return tuple(calls)
 
 
-def _moved(word: Word, behind_bytes: int) -> Word:
-    """Point the product's input at the gathered tensor and its scratch behind; its packed arrays are its own."""
+def _moved(word: Word) -> Word:
+    """Point the product's input at the gathered tensor; its packed arrays are others than those of "direct"."""
     if word == Operand(_GATHERED):
         return Scratch()
-    if isinstance(word, Scratch):
-        return Scratch(word.offset_bytes + behind_bytes)
     return Packed(f"gathered {word.label}", word.make) if isinstance(word, Packed) else word
 
 

@@ -28,7 +28,6 @@ LONGEST_HALF_RUN = 32
 HALF_SUMS_ERROR = 8.3e-4
 FP32_NUMBERS = Numbers()
 LINE_FLOATS = 16
-RUN_BYTES = 16 << 10
 # Cache lines of the next panel that are asked for while an entry of this one is multiplied.
 LINES_AHEAD = 2
 
@@ -50,14 +49,6 @@ def panel_ahead(
     lines = tile * LINES_AHEAD
     place = b + following + lines * entries * LINE_FLOATS
     return k.choose_pointer(lines < -(-entry_floats // LINE_FLOATS), place, b)
-
-
-def products_a_run(lanes: int, columns: int) -> int:
-    """Return how many products are summed before the next tile's turn where runs go outside and tiles inside.
-
-    A run's panel fills half of a small L1, beside the pixels.
-    """
-    return min(LONGEST_RUN, RUN_BYTES // (4 * lanes * columns))
 
 
 def multiply(
