@@ -17,7 +17,7 @@ ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads. [defaul
 def make(
     source: Annotated[str, typer.Argument(metavar="NETWORK", help="A built-in network or an ONNX file.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file. [default: NAME.perwatt]")] = None,
-    name: Annotated[str, typer.Option(help="The package's name. [default: the file's]")] = "",
+    name: Annotated[str, typer.Option(help="The package's name. [default: that of the file --out]")] = "",
     release: Annotated[str, typer.Option(help="The package's version.")] = "1",
     labels: Annotated[Path | None, typer.Option(help="The classes' names: one a line, or JSON.")] = None,
     mean: Annotated[str, typer.Option(help="Taken from each pixel, per channel: 123.7,116.3,103.5.")] = "",

@@ -3,14 +3,11 @@
 import contextlib
 import ctypes
 import mmap
-from pathlib import Path
 
 import numpy as np
 
 ALIGNMENT_BYTES = 64
 HUGE_PAGE_BYTES = 2 << 20
-MAPS = Path("/proc/self/maps")
-COMPILER = "libllvmlite"
 
 
 def floats(count: int) -> np.ndarray:
@@ -44,25 +41,9 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 def give_back() -> None:
-    """Return what compiling leaves behind to the system, where it can: freed memory, and pages of the compiler's code.
+    """Return what the C library keeps of freed memory to the system, where it can (glibc).
 
-    Compiling a network frees several times its weights; a server would carry them for as long as it lives (glibc). The
-    compiler's machine code is some 40 MB of its library's file: pages that are dropped are read from there again when
-    something else is compiled (Linux).
+    Compiling a network frees several times its weights; a server would carry them for as long as it lives.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        for start, size in _code_of(COMPILER):
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
-
-
-def _code_of(library: str) -> list[tuple[int, int]]:
-    """Return (address, bytes) of the mappings that hold a library's code: never written, so that no change is lost."""
-    found = []
-    for line in MAPS.read_text().splitlines():
-        span, kind, *_, name = line.split(maxsplit=5)
-        if kind == "r-xp" and library in name:
-            first, last = (int(each, 16) for each in span.split("-"))
-            found.append((first, last - first))
-    return found

@@ -71,7 +71,8 @@ def make(wish: Wish, out: Path | None, default_photos: Callable[[], Sequence[Pat
     network = NETWORKS.get(wish.source)
     source = _source(wish)
     how = preprocessing(wish, source)
-    name = wish.name or (wish.source if network else _name_of(Path(wish.source)))
+    # A server answers under the name: what the file is called is what its user will ask for.
+    name = wish.name or (_name_of(out) if out else wish.source if network else _name_of(Path(wish.source)))
     labels = read_labels(wish.labels) if wish.labels else imagenet_labels() if network and network.labels else None
     package = pack(
         source,

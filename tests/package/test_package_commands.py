@@ -245,7 +245,7 @@ def test_weights_in_another_file_are_taken_inside(folder: Path, capsys: pytest.C
     told(capsys, "package", "split.onnx", *MEANS, "--golden", "photos", "-o", "x.perwatt")
     (folder / "split.weights").unlink()
     package = read(folder / "x.perwatt")
-    assert package.name == "split"
+    assert package.name == "x"
     assert package.golden == read_golden(capsys, folder)
     assert "%" in told(capsys, "run", "x.perwatt", "photos/1.png")
 
