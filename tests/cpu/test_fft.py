@@ -193,7 +193,7 @@ def test_what_is_refused_says_why() -> None:
     assert "so small a window" in reason(Case(16, 16, (90, 90)))
     assert "half the multiplications" in reason(Case(16, 16, (5, 5), **large))
     assert "MiB" in reason(Case(512, 512, (27, 27), **large))
-    assert "not a multiple" in reason(Case(24, 24, (27, 27), groups=3, **large))
+    assert "not a multiple" in reason(Case(30, 30, (27, 27), groups=3, **large))
     assert "too few" in reason(Case(3, 16, (27, 27), **large))
     assert "blocks" in reason(Case(16, 16, (27, 27), layout="plain", **large))
     assert "fewer tiles" in reason(Case(16, 16, (12, 12), threads=2, **large))

@@ -122,6 +122,7 @@ CONVOLUTIONS = [
     Case(3, 24, (43, 37), (11, 11), (0, 0, 0, 0), (4, 4), layout="plain", threads=2),
     Case(3, 24, (23, 25), (7, 7), (3, 3, 3, 3), (2, 2), layout="plain", images=2),
     Case(17, 20, (21, 19), (5, 5), (2, 2, 2, 2), threads=2),  # tiles enough for stages apart
+    Case(21, 20, (15, 9), strides=(2, 2), images=2, threads=3, residual=True, spare_blocks=1),
 ]
 EXACT = [a for a in KERNELS if a.halves and a.weights == "fp32" and "FusedConv" in a.operators]
 QUICK = ("first layer", "winograd F(4,3) fused", "winograd F(2,5) shared")
