@@ -343,7 +343,7 @@ def test_few_images_come_evenly_from_the_classes(package: Path, folders: Callabl
     [
         ({"engines": ("perwat",)}, "engine: expected some of perwatt"),
         ({"engines": ("reference",)}, "the reference answers in any case"),
-        ({"precisions": ("fp8",)}, "precision: expected some of fp32, bf16, fp16, got 'fp8'"),
+        ({"precisions": ("fp8",)}, "precision: expected some of fp32, bf16, fp16, auto, got 'fp8'"),
         ({"batch": 0}, "batch: expected a whole number from 1"),
     ],
 )
