@@ -412,8 +412,7 @@ class Kernel:
     def prefetch(self, pointer: Pointer, floats: Whole = 0, locality: int = 3, write: bool = False) -> None:
         """Ask for a cache line before it is needed; 3 is the first cache level, 0 none; `write`: to be written."""
         self.module.declare("declare void @llvm.prefetch.p0(ptr, i32 immarg, i32 immarg, i32 immarg)")
-        place = (pointer + floats).text
-        self.do(f"call void @llvm.prefetch.p0(ptr {place}, i32 {int(write)}, i32 {locality}, i32 1)")
+        self.do(f"call void @llvm.prefetch.p0(ptr {(pointer + floats).text}, i32 {int(write)}, i32 {locality}, i32 1)")
 
     def scratch(self, floats: int) -> Pointer:
         """Return space on the stack, aligned to a cache line."""
