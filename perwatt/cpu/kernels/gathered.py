@@ -5,7 +5,7 @@ stride the pixels a tile reads lie apart. Gathered, all pixels of a map are one 
 copy has kernel height x width values for each output pixel and input channel, so it pays where outputs are many.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum
 from math import prod
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from perwatt.cpu.ir import Module
 from perwatt.cpu.kernels.convolution import DIRECT
-from perwatt.cpu.kernels.dense import CACHE_BYTES_PER_S, Convolution, blocks, operand, read_convolution
+from perwatt.cpu.kernels.dense import CACHE_BYTES_PER_S, blocks, operand, read_convolution
 from perwatt.cpu.kernels.storage import FP32, Stored, load, store, stored
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tensor, Tile, Word
 
@@ -39,13 +39,6 @@ class Slot(IntEnum):
     STRIDE_DOWN = 11
     STRIDE_ACROSS = 12
     OFFSETS = 13  # table [tap][2]: input row and column that the first output pixel reads, which may lie outside
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    convolution: Convolution
-    channels: int  # of the gathered tensor
-    tensor: Tensor
 
 
 def gather_name(lanes: int, source: Stored) -> str:
@@ -91,23 +84,24 @@ def gather(lanes: int, source: Stored) -> Module:
     return module
 
 
-def _sizes(step: Step) -> _Sizes:
+def _gathered(step: Step) -> Tensor:
+    """Return the gathered tensor: the blocks of input channels once for each tap, a pixel for each output pixel."""
     c, lanes = read_convolution(step), step.lanes
     channels = prod(c.kernel) * blocks(c.channels, lanes) * lanes
     plane = c.out_height * c.out_width * lanes
     shape = (c.images, channels, c.out_height, c.out_width)
-    return _Sizes(c, channels, Tensor(_GATHERED, shape, "blocked", channels // lanes * plane, plane))
+    return Tensor(_GATHERED, shape, "blocked", channels // lanes * plane, plane)
 
 
 def _derived(step: Step, weights: np.ndarray | None = None) -> Step:
     """Return the 1x1 step over the gathered tensor; without `weights` they are a stand-in that has their shape."""
-    sizes, given = _sizes(step), operand(step, 1)
-    shape = (given.shape[0], sizes.channels, 1, 1)
+    gathered, given = _gathered(step), operand(step, 1)
+    shape = (given.shape[0], gathered.shape[1], 1, 1)
     attributes = {
         **step.attributes, "kernel_shape": (1, 1), "strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0),
     }  # fmt: skip
     array = np.broadcast_to(np.float32(0), shape) if weights is None else weights.reshape(shape)
-    inputs = (sizes.tensor, replace(given, shape=shape), *step.inputs[2:])
+    inputs = (gathered, replace(given, shape=shape), *step.inputs[2:])
     return replace(step, inputs=inputs, attributes=attributes, constants={**step.constants, given.name: array})
 
 
@@ -137,17 +131,16 @@ def _accepts(step: Step) -> str | None:
 
 
 def _seconds(step: Step, tile: Tile) -> float:
-    copied = 8 * prod(_sizes(step).tensor.shape)
+    copied = 8 * prod(_gathered(step).shape)
     return DIRECT.seconds(_derived(step), tile) + copied / CACHE_BYTES_PER_S / step.threads
 
 
 def _gathered_bytes(step: Step) -> int:
-    return 4 * prod(_sizes(step).tensor.shape) + 64 * step.lanes
+    return 4 * prod(_gathered(step).shape) + 64 * step.lanes
 
 
 def _calls(step: Step, tile: Tile) -> tuple[Call, ...]:
-    sizes, x, lanes = _sizes(step), operand(step, 0), step.lanes
-    c = sizes.convolution
+    c, x, lanes = read_convolution(step), operand(step, 0), step.lanes
     source = stored(x.element, step.machine)
 
     def offsets() -> np.ndarray:
