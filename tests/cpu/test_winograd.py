@@ -32,6 +32,7 @@ MORE_CASES = [
     Case(19, 16, (11, 3), (5, 5), (7, 1, 2, 6), threads=3, residual=True, activation=("Clip", -0.5, 0.5)),
     Case(48, 96, (9, 10), groups=3, threads=2, residual=True, images=3),
     Case(256, 32, (14, 14), threads=2),
+    Case(290, 17, (9, 6), threads=2, residual=True),
     Case(16, 16, (5, 5), pads=(5, 5, 5, 5), threads=5, spare_blocks=1),
     Case(3, 20, (31, 31), (11, 11), (0, 0, 0, 0), (4, 4), layout="plain", threads=2),
     Case(4, 17, (15, 18), (7, 7), (0, 6, 5, 1), (2, 2), layout="plain", images=3, threads=3),
@@ -109,6 +110,20 @@ def test_error_stays_within_ten_times_that_of_direct_convolution(algorithm: Algo
     direct = DIRECT if posed.case.layout == "blocked" else FIRST_LAYER
     own, other = (np.sqrt(np.mean(errors(posed, a) ** 2)) for a in (algorithm, direct))
     assert own <= MOST_AMPLIFICATION * other, f"{own / other:.1f} times the error of {direct.name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_error_is_what_the_plan_expects_however_many_channels(kernel: int) -> None:
+    """Sums over many channels are parted, so the error stops growing where the runs end."""
+    for channels in (48, 128, 384):
+        posed = problem(Case(channels, 16, (14, 14), (kernel, kernel), (kernel // 2,) * 4, lanes=WIDEST, threads=2))
+        for algorithm in able(posed):
+            made = errors(posed, algorithm)
+            result = np.sqrt(np.mean(np.square(posed.exact)))
+            found = np.sqrt(np.mean(made**2)) / result
+            expected = algorithm.error(posed.step)
+            assert 0.6 * expected < found < 1.3 * expected, f"{algorithm.name}, {channels}: {found:.1e}, {expected:.1e}"
 
 
 @pytest.mark.parametrize("lanes", each_width())

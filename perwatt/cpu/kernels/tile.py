@@ -64,6 +64,7 @@ def multiply(
     row_stride: int,
     steps: int,
     deep: bool = False,
+    longest: int = LONGEST_RUN,
     numbers: Numbers = FP32_NUMBERS,
     ahead: Pointer | None = None,
 ) -> list[Vector]:
@@ -71,7 +72,7 @@ def multiply(
 
     `a` is read at table[entry] + row·row_stride + step, `b` is packed [entry][step][columns·V].
 
-    `deep` sums runs of LONGEST_RUN products by themselves, and then the runs: the error of a sum in one go grows with
+    `deep` sums runs of `longest` products by themselves, and then the runs: the error of a sum in one go grows with
     the root of its length, at 25088 terms to ten times this one's. The runs' totals wait on the stack.
 
     `numbers` says how b is stored; with pairs of BF16 on both sides, steps and strides count pairs.
@@ -82,7 +83,7 @@ def multiply(
         return _in_halves(k, accumulators, a, b, table, entries, rows, columns, row_stride, steps)
     if not deep:
         return _run(k, accumulators, a, b, table, 0, entries, rows, columns, row_stride, steps, numbers, ahead)
-    lanes, run = k.lanes, max(1, LONGEST_RUN // steps)
+    lanes, run = k.lanes, max(1, longest // steps)
     totals = k.scratch(rows * columns * lanes)
     for number, value in enumerate(accumulators):
         k.store(value, totals, number * lanes)

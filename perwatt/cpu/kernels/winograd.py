@@ -26,6 +26,9 @@ from perwatt.cpu.kernels.storage import FP32, Numbers, Stored, load, store
 from perwatt.cpu.kernels.tile import FP32_NUMBERS, multiply, panel_ahead
 from perwatt.cpu.kernels.winograd_transform import Transform, apply, transform
 
+# The output transform magnifies what rounding leaves in the sums over the channels, so these are summed in short runs.
+WINOGRAD_RUN = 128
+
 
 class Slot(IntEnum):
     """The words of a step's arguments. Strides and offsets count floats (of halves, two are one)."""
@@ -83,6 +86,7 @@ class Shape:
     tail: bool = False
     source: Stored = FP32
     numbers: Numbers = FP32_NUMBERS
+    deep: bool = False  # sums over more than WINOGRAD_RUN channels, in runs of that length
 
     @property
     def stem(self) -> str:
@@ -90,6 +94,7 @@ class Shape:
         tail = f"{self.activation.label}{'_residual' if self.residual else ''}{'_tail' if self.tail else ''}"
         if self.source != FP32 or self.numbers != FP32_NUMBERS:
             tail += f"_{self.source.label}{self.numbers.label}"
+        tail += "_deep" if self.deep else ""
         return f"winograd_{self.lanes}_f{self.outputs}_{self.taps}_{self.rows}x{self.columns}_{tail}"
 
     @property
@@ -270,7 +275,8 @@ def _products(
         row = k.minimum_index(over_rows.index * rows, k.maximum_index(block - rows, 0))
         sums = multiply(
             k, [zero] * (rows * columns), a + row * shape.inner, b, table, entries,
-            rows=rows, columns=columns, row_stride=shape.inner, steps=shape.inner, numbers=shape.numbers,
+            rows=rows, columns=columns, row_stride=shape.inner, steps=shape.inner, deep=shape.deep,
+            longest=WINOGRAD_RUN, numbers=shape.numbers,
             ahead=panel_ahead(k, b, following, over_rows.index, entries, entry_floats),
         )  # fmt: skip
         place = m + row * lanes

@@ -31,7 +31,7 @@ from perwatt.cpu.kernels.dense import (
     residual_offsets,
 )
 from perwatt.cpu.kernels.storage import numbers_of, packed, pairs, reason_against, stored
-from perwatt.cpu.kernels.winograd import Shape, winograd_fused, winograd_shared, winograd_staged
+from perwatt.cpu.kernels.winograd import WINOGRAD_RUN, Shape, winograd_fused, winograd_shared, winograd_staged
 from perwatt.cpu.kernels.winograd_transform import ERRORS, transform_weights
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tile, Word
 from perwatt.plan.precision import ELEMENT_BYTES, Element, rounding_error
@@ -220,7 +220,11 @@ def calls(kind: Kind, step: Step, tile: Tile) -> tuple[Call, ...]:
     tail, inner = c.outputs % lanes > 0, _inner_words(kind, lanes)
     numbers = numbers_of(step, kind.weights, kind.arithmetic, residual_of(step))
     source = stored(x.element, step.machine)
-    shape = Shape(lanes, outputs, taps, tile["rows"], tile["columns"], c.activation, c.residual, tail, source, numbers)
+    group_blocks = blocks(c.channels // c.groups, lanes)
+    deep = kind.weights == "fp32" and group_blocks * lanes > WINOGRAD_RUN
+    shape = Shape(
+        lanes, outputs, taps, tile["rows"], tile["columns"], c.activation, c.residual, tail, source, numbers, deep
+    )
     down, across = _tiles_of(c, outputs)
     common, part = _scratch_layout(kind, step, tile)
     if mode == "staged":  # products lie behind the transformed inputs
@@ -228,7 +232,6 @@ def calls(kind: Kind, step: Step, tile: Tile) -> tuple[Call, ...]:
     else:
         products_at = 4 * common
     starts = first_blocks(c.outputs, c.groups, lanes, tile["columns"])
-    group_blocks = blocks(c.channels // c.groups, lanes)
     group_of = starts // blocks(c.outputs // c.groups, lanes)
     block_floats = tile["block"] * inner
     residual = residual_of(step)
@@ -288,10 +291,11 @@ def error(kind: Kind, step: Step) -> float:
     size = kind.outputs, kind.taps
     channels = operand(step, 1).shape[1] * prod(read_convolution(step).strides)  # after space to depth
     transforms, each = ERRORS[size]
-    exact = sqrt(transforms**2 + each**2 * channels)
     if kind.weights == "fp32":
-        return exact
-    return hypot(exact, AMPLIFIED[size] * rounding_error(kind.weights, kind.arithmetic))
+        return sqrt(transforms**2 + each**2 * min(channels, WINOGRAD_RUN))
+    return hypot(
+        sqrt(transforms**2 + each**2 * channels), AMPLIFIED[size] * rounding_error(kind.weights, kind.arithmetic)
+    )
 
 
 def _algorithm(kind: Kind) -> Algorithm:
