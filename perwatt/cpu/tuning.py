@@ -3,8 +3,8 @@
 Each round builds the network with the next candidate of every step at once and times all steps at their barriers. So a
 candidate meets the caches as they will be (weights that another layer has pushed out, input just written), and a whole
 network is tuned in as many runs as its longest shortlist has entries. A first sweep looks at a tile or two of every
-algorithm briefly, a second one at more tiles of the fastest algorithms, a third one at the best few again, because a
-neighbour's burst may have hit the best.
+algorithm briefly, a second one at more tiles of the fastest algorithms. Minutes of a shared machine differ by more than
+candidates do, so the best few, those known from earlier among them, meet in a final where they run in turns.
 """
 
 import time
@@ -13,15 +13,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from perwatt.cpu.build import PackedArrays, build
+from perwatt.cpu.build import Code, PackedArrays, build
 from perwatt.cpu.catalogue import KERNELS
 from perwatt.cpu.team import Team
-from perwatt.plan import Candidate, Considered, Placement, Timings, consider, deeper, make, shortlist, tile_key
+from perwatt.plan import Candidate, Considered, Placement, Plan, Timings, consider, deeper, make, shortlist, tile_key
 from perwatt.plan.make import PURSUED, PURSUED_TILES
 
 Key = tuple[int, str, tuple[tuple[str, int], ...]]
-FIRST_REPEATS, SECOND_REPEATS = 3, 7
+REPEATS = 3
 FINALISTS = 4
+TURNS = 4  # of each finalist; REPEATS runs each, the first of which finds another's weights in the caches
+SWEEPS_SHARE = 0.65  # of the time there is; the rest is the final's
 # Packed weights of all candidates that are kept from round to round.
 MOST_PACKED_BYTES = 1 << 30
 
@@ -57,46 +59,104 @@ def measure(
     if not rounds:
         return timings
     packed: PackedArrays = {}
-    stop = time.monotonic() + limit_s
+    start = time.monotonic()
     expected = rounds + PURSUED * PURSUED_TILES + FINALISTS
     done = 0
 
-    def sweep(lists: Sequence[Sequence[Candidate]], repeats: int) -> None:
+    def progressed() -> None:
         nonlocal done
+        done += 1
+        if progress is not None:
+            progress(min(done, expected), expected)
+
+    def late(share: float) -> bool:
+        return done > 0 and time.monotonic() > start + share * limit_s
+
+    def sweep(lists: Sequence[Sequence[Candidate]]) -> None:
         for number in range(max(map(len, lists), default=0)):
-            if done and time.monotonic() > stop:
+            if late(SWEEPS_SHARE):
                 return
-            _round(placement, team, arrays, lists, number, packed, repeats, timings, considered)
-            done += 1
-            if progress is not None:
-                progress(min(done, expected), expected)
+            plan, code = _variant(placement, team, arrays, lists, number, packed, timings, considered)
+            code.run()
+            # The lower quartile: neighbours on the machine only ever add time.
+            for key, value in zip(_keys(plan), np.quantile(code.time_steps(REPEATS), 0.25, axis=0), strict=True):
+                timings[key] = min(float(value), timings.get(key, float("inf")))
+            if _bytes(packed) > MOST_PACKED_BYTES:
+                packed.clear()  # packing again costs less than memory that may not be there
+            progressed()
 
     def timed(position: int) -> dict[tuple[str, tuple[tuple[str, int], ...]], float]:
         return {(algorithm, tile): value for (p, algorithm, tile), value in timings.items() if p == position}
 
-    sweep(unknown, FIRST_REPEATS)
+    sweep(unknown)
     more = [
         deeper(found, timed(p)) if fresh else []
         for p, (fresh, (found, _)) in enumerate(zip(unknown, considered, strict=True))
     ]
-    sweep(more, FIRST_REPEATS)
-    finalists = [
-        sorted([*fresh, *pursued], key=lambda c, p=position: timings.get(_key(p, c), float("inf")))[:FINALISTS]  # type: ignore[misc]
-        for position, (fresh, pursued) in enumerate(zip(unknown, more, strict=True))
-    ]
-    sweep(finalists, SECOND_REPEATS)
-    return timings
+    sweep(more)
+    finalists = []
+    for position, (fresh, (found, _)) in enumerate(zip(unknown, considered, strict=True)):
+        times = timed(position)
+        able = [c for c in found if (c.algorithm, tile_key(c.tile)) in times] if fresh else []
+        finalists.append(sorted(able, key=lambda c, t=times: t[c.algorithm, tile_key(c.tile)])[:FINALISTS])  # type: ignore[misc]
+    results: dict[Key, float] = {}
+    variants: list[tuple[Plan, Code]] = []
+    last = max(map(len, finalists), default=0) - 1
+    for number in range(last + 1):
+        if late(1.0):
+            break
+        variants.append(_variant(placement, team, arrays, finalists, number, packed, timings, considered))
+        if number == last or _bytes(packed) > MOST_PACKED_BYTES:
+            results |= _in_turns(variants)
+            variants.clear()
+            packed.clear()
+        progressed()
+    return _adjusted(timings, results)
+
+
+def _bytes(packed: PackedArrays) -> int:
+    return sum(array.nbytes for array in packed.values())
+
+
+def _in_turns(variants: Sequence[tuple[Plan, Code]]) -> dict[Key, float]:
+    """Return the seconds of every step in each variant of a network, the variants running in turns."""
+    rows: list[list[np.ndarray]] = [[] for _ in variants]
+    for _ in range(TURNS):
+        for (_, code), own in zip(variants, rows, strict=True):
+            own.append(code.time_steps(REPEATS)[1:])
+    found: dict[Key, list[np.ndarray]] = {}
+    for (plan, _), own in zip(variants, rows, strict=True):
+        seconds = np.concatenate(own)
+        for position, key in enumerate(_keys(plan)):
+            found.setdefault(key, []).append(seconds[:, position])
+    return {key: float(np.quantile(np.concatenate(each), 0.25)) for key, each in found.items()}
+
+
+def _adjusted(timings: Mapping[Key, float], results: Mapping[Key, float]) -> dict[Key, float]:
+    """Return all times as they would have been during the final: others' by what the finalists' times changed."""
+    changes: dict[int, list[float]] = {}
+    for key, seconds in results.items():
+        if key in timings and timings[key] > 0:
+            changes.setdefault(key[0], []).append(seconds / timings[key])
+    return {
+        key: results.get(key, seconds * float(np.median(changes.get(key[0], [1.0]))))
+        for key, seconds in {**timings, **results}.items()
+    }
 
 
 def _key(position: int, candidate: Candidate) -> Key:
     return position, candidate.algorithm, tile_key(candidate.tile)
 
 
-def _round(
+def _keys(plan: Plan) -> list[Key]:
+    return [_key(position, planned.choice) for position, planned in enumerate(plan.steps)]
+
+
+def _variant(
     placement: Placement, team: Team, arrays: Mapping[str, np.ndarray], lists: Sequence[Sequence[Candidate]],
-    number: int, packed: PackedArrays, repeats: int, timings: dict[Key, float], considered: Considered,
-) -> None:  # fmt: skip
-    """Time every step with entry `number` of its list; with its best known candidate where the list is shorter."""
+    number: int, packed: PackedArrays, timings: Mapping[Key, float], considered: Considered,
+) -> tuple[Plan, Code]:  # fmt: skip
+    """Return the network with entry `number` of every step's list; its best known candidate where that is shorter."""
 
     def choose(position: int, found: list[Candidate]) -> Candidate:
         if number < len(lists[position]):
@@ -107,11 +167,4 @@ def _round(
     plan = make("tuning", placement, KERNELS, considered=considered, choose=choose)
     code = build(plan, team, packed)
     code.bind({name: array.ctypes.data for name, array in arrays.items()})
-    code.run()
-    seconds = code.time_steps(repeats)
-    if sum(array.nbytes for array in packed.values()) > MOST_PACKED_BYTES:
-        packed.clear()  # packing again costs less than memory that may not be there
-    # The lower quartile: neighbours on the machine only ever add time.
-    for position, value in enumerate(np.quantile(seconds, 0.25, axis=0)):
-        key = _key(position, plan.steps[position].choice)
-        timings[key] = min(float(value), timings.get(key, float("inf")))
+    return plan, code
