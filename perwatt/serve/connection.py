@@ -6,10 +6,12 @@ counts connections and answers in plain text. All of it is timed here, per messa
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from perwatt.serve.limits import HttpLimits
 
@@ -25,6 +27,26 @@ LEAST_PART, MOST_PART = 1 << 16, 1 << 20
 # Bytes of chunk sizes and the like for each byte of a body: chunks of one byte need five. Beyond that, and a header's
 # worth, it is padding without end: the parser would keep what follows the last chunk (trailers) in memory.
 MOST_FRAMING = 8
+# Where refused bodies are thrown: small enough to stay in the processor's cache.
+_SCRATCH = memoryview(bytearray(1 << 16))
+
+
+class Knock(Protocol):
+    """A request that can be judged by its headers and the first `head_bytes` of its body."""
+
+    @property
+    def head_bytes(self) -> int:
+        """How much of the body has to be there."""
+
+
+class Door(Protocol):
+    """Who judges requests before their bodies are received; see `perwatt.serve.door`."""
+
+    def knock(self, scope: Any) -> Knock | None:
+        """Return what has to come before a request can be judged, None for one that goes the ordinary way."""
+
+    def refusal(self, scope: Any, knock: Any, head: bytes) -> bytes | None:
+        """Return the whole answer to a request that is refused, None for one that goes the ordinary way."""
 
 
 class Client:
@@ -76,11 +98,47 @@ class OneWrite:
         return self._transport.is_closing()
 
 
+class Discard(asyncio.BufferedProtocol):
+    """Stands in for a connection while the rest of a refused body comes: it is counted, and nothing else.
+
+    Parsing it would copy it three times.
+    """
+
+    def __init__(self, connection: "Connection", left: int) -> None:
+        self._connection, self._left = connection, left
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to receive; never more than the body, for the next request may follow it."""
+        return _SCRATCH[: self._left]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Count what came."""
+        self._left -= nbytes
+        if not self._left:
+            self._connection.discarded()
+
+    def eof_received(self) -> None:
+        """The client sends no more; the transport closes itself."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._connection.resume_writing()
+
+
 class Connection(HttpToolsProtocol):
     """A connection under limits; `under` makes the kind that uvicorn is given."""
 
     limits = HttpLimits()
     on_refused: Callable[[int], None] = staticmethod(lambda status: None)
+    door: Door | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or refuse it when there are too many."""
@@ -89,6 +147,11 @@ class Connection(HttpToolsProtocol):
         self._in_header, self._header_bytes = True, 0
         self._body_bytes = self._framing_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._length = 0
+        self._at_the_door = False
+        self._knock: Knock | None = None
+        self._waiting: ASGI3Application | None = None
+        self._turned_away = False
         if len(self.connections) > self.limits.connections:
             self._refuse(503, f"expected at most {self.limits.connections} connections; come again later")
             return
@@ -109,12 +172,16 @@ class Connection(HttpToolsProtocol):
                 self._watch(self.limits.header_s)
             self._header_bytes += len(data)
             super().data_received(data)
-            if self._in_header and self._header_bytes > self.limits.header_bytes:
+            if self._turned_away:
+                self._discard()
+            elif self._in_header and self._header_bytes > self.limits.header_bytes:
                 self._refuse(431, f"expected a header of at most {self.limits.header_bytes} bytes")
             return
         before = self._body_bytes
         super().data_received(data)
-        if not self._in_header:
+        if self._turned_away:
+            self._discard()
+        elif not self._in_header:
             self._framing_bytes += len(data) - (self._body_bytes - before)
             if self._framing_bytes > self.limits.header_bytes + MOST_FRAMING * self._body_bytes:
                 self._refuse(431, f"expected at most {self.limits.header_bytes} bytes around the chunks of a body")
@@ -150,7 +217,10 @@ class Connection(HttpToolsProtocol):
         limits = self.limits
         # A body beyond the limit is refused by its length; the refused rest is thrown away no longer than a whole one.
         self._watch(limits.receive_s + min(length or limits.body_bytes, limits.body_bytes) / limits.least_bytes_per_s)
+        self._length = length
+        self._at_the_door = self.door is not None
         super().on_headers_complete()
+        self._at_the_door = False
         if self.scope["method"] != "HEAD":  # whose header is all there is
             self.cycle.transport = OneWrite(self.transport)  # type: ignore[assignment]
 
@@ -164,6 +234,10 @@ class Connection(HttpToolsProtocol):
         if cycle is None or cycle.response_complete:
             return
         cycle.body += body
+        if self._knock is not None:
+            if len(cycle.body) >= self._knock.head_bytes:
+                self._judge(self._knock)
+            return
         share = self.limits.held_bytes // 4 // len(self.connections) if self.connections else LEAST_PART
         if len(cycle.body) > min(max(share, LEAST_PART), MOST_PART):
             self.flow.pause_reading()
@@ -173,16 +247,67 @@ class Connection(HttpToolsProtocol):
         """Stop watching over the arrival of a request."""
         self._unwatch()
         self._in_header, self._header_bytes = True, 0
+        self._turned_away = False
         if self.cycle is not None:
             super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Let a request in, but not before it was judged at the door where there is one and it can be."""
+        if self._at_the_door and self.door is not None and cycle.keep_alive:
+            knock = self.door.knock(cycle.scope)
+            if knock is not None:
+                self._knock, self._waiting = knock, app
+                if not knock.head_bytes:
+                    self._judge(knock)
+                return
+        super()._start_asgi_task(cycle, app)
+
+    def _judge(self, knock: Knock) -> None:
+        """Refuse a request at the door, or let it in."""
+        cycle, app, door = self.cycle, self._waiting, self.door
+        self._knock = self._waiting = None
+        assert app is not None
+        assert door is not None
+        answer = door.refusal(cycle.scope, knock, bytes(cycle.body[: knock.head_bytes]))
+        if answer is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        self.transport.write(answer)
+        cycle.response_started = cycle.response_complete = True
+        cycle.body = bytearray()
+        self._turned_away = True
+        self.on_response_complete()
+
+    def _discard(self) -> None:
+        """Throw away what is still to come of a refused body, past the parser."""
+        self._turned_away = False
+        left = self._length - self._body_bytes
+        if left > 0 and not self.transport.is_closing():
+            self._unset_keepalive_if_required()  # it may take as long as a body that is wanted
+            self._hand_over(Discard(self, left))
+
+    def discarded(self) -> None:
+        """The whole of a refused body has come: the next request may."""
+        self._unwatch()
+        self._in_header, self._header_bytes = True, 0
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._hand_over(self)
+
+    def _hand_over(self, protocol: asyncio.BaseProtocol) -> None:
+        """Let another protocol receive; the event loop looks which kind it is when reading begins."""
+        self.transport.pause_reading()
+        self.transport.set_protocol(protocol)
+        self.transport.resume_reading()
 
     def on_response_complete(self) -> None:
         """Go on with the connection, but not for long where it still sends what was refused, or does not read."""
         super().on_response_complete()
         if self.transport.is_closing():
             self.loop.call_later(FLUSH_S, self.transport.abort)
-        elif not self._in_header and self.cycle.response_complete:  # it is this request's body that still comes
-            self._watch(LINGER_S)
+        elif not (self._in_header or self._turned_away) and self.cycle.response_complete:
+            self._watch(LINGER_S)  # it is this request's body that still comes
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection that has been idle, even when its client does not read what was written to it."""
@@ -228,7 +353,10 @@ class Connection(HttpToolsProtocol):
         self.loop.call_later(FLUSH_S, self.transport.abort)
 
 
-def under(limits: HttpLimits, on_refused: Callable[[int], None]) -> type[Connection]:
-    """Return the kind of connection that keeps these limits and tells the status of what it refuses by itself."""
-    attributes: dict[str, Any] = {"limits": limits, "on_refused": staticmethod(on_refused)}
+def under(limits: HttpLimits, on_refused: Callable[[int], None], door: Door | None = None) -> type[Connection]:
+    """Return the kind of connection that keeps these limits and tells the status of what it refuses by itself.
+
+    door: who judges requests before their bodies are received.
+    """
+    attributes: dict[str, Any] = {"limits": limits, "on_refused": staticmethod(on_refused), "door": door}
     return type("LimitedConnection", (Connection,), attributes)
