@@ -27,8 +27,12 @@ LEAST_PART, MOST_PART = 1 << 16, 1 << 20
 # Bytes of chunk sizes and the like for each byte of a body: chunks of one byte need five. Beyond that, and a header's
 # worth, it is padding without end: the parser would keep what follows the last chunk (trailers) in memory.
 MOST_FRAMING = 8
-# Where refused bodies are thrown: small enough to stay in the processor's cache.
+# Where everything is received that is parsed or thrown away: small enough to stay in the processor's cache. With a
+# header little is received at first, so that little of its body passes through the parser.
 _SCRATCH = memoryview(bytearray(1 << 16))
+_TO_PARSE = _SCRATCH[: 1 << 14]
+# Less than this that is still to come is not worth another way.
+LEAST_DIRECT = 1 << 12
 
 
 class Knock(Protocol):
@@ -98,24 +102,39 @@ class OneWrite:
         return self._transport.is_closing()
 
 
-class Discard(asyncio.BufferedProtocol):
-    """Stands in for a connection while the rest of a refused body comes: it is counted, and nothing else.
+class Receiver(asyncio.BufferedProtocol):
+    """What a connection receives with: headers for the parser, but a body of known length straight into its place.
 
-    Parsing it would copy it three times.
+    Through the parser a body would be copied four times, on the cores that compute; one that was refused is not kept at
+    all.
     """
 
-    def __init__(self, connection: "Connection", left: int) -> None:
-        self._connection, self._left = connection, left
+    __slots__ = ("_body", "_connection", "_left")
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection = connection
+        self._body: memoryview | None = None
+        self._left = 0
+
+    def expect(self, left: int, body: memoryview | None) -> None:
+        """Receive the next so many bytes into the end of a body, or throw them away; then tell the connection."""
+        self._left, self._body = left, body
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to receive; never more than the body, for the next request may follow it."""
-        return _SCRATCH[: self._left]
+        if not self._left:
+            return _TO_PARSE if self._connection.in_header else _SCRATCH
+        return _SCRATCH[: self._left] if self._body is None else self._body[-self._left :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Count what came."""
+        """Take what came."""
+        if not self._left:
+            self._connection.data_received(bytes(_SCRATCH[:nbytes]))
+            return
         self._left -= nbytes
         if not self._left:
-            self._connection.discarded()
+            self._body = None
+            self._connection.body_ended()
 
     def eof_received(self) -> None:
         """The client sends no more; the transport closes itself."""
@@ -143,8 +162,10 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or refuse it when there are too many."""
         super().connection_made(transport)
+        self._receiver = Receiver(self)
+        transport.set_protocol(self._receiver)
         self._client = Client()
-        self._in_header, self._header_bytes = True, 0
+        self.in_header, self._header_bytes = True, 0
         self._body_bytes = self._framing_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._length = 0
@@ -167,29 +188,27 @@ class Connection(HttpToolsProtocol):
         """Pass on what was received; refuse a header that grows too long."""
         if self.transport.is_closing():
             return
-        if self._in_header:
+        if self.in_header:
             if self._timer is None:
                 self._watch(self.limits.header_s)
             self._header_bytes += len(data)
             super().data_received(data)
-            if self._turned_away:
-                self._discard()
-            elif self._in_header and self._header_bytes > self.limits.header_bytes:
+            if self.in_header and self._header_bytes > self.limits.header_bytes:
                 self._refuse(431, f"expected a header of at most {self.limits.header_bytes} bytes")
+            self._receive_directly()
             return
         before = self._body_bytes
         super().data_received(data)
-        if self._turned_away:
-            self._discard()
-        elif not self._in_header:
+        if not self.in_header:
             self._framing_bytes += len(data) - (self._body_bytes - before)
             if self._framing_bytes > self.limits.header_bytes + MOST_FRAMING * self._body_bytes:
                 self._refuse(431, f"expected at most {self.limits.header_bytes} bytes around the chunks of a body")
+            self._receive_directly()
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
-        self._in_header = True
+        self.in_header = True
         self.scope[CLIENT] = self._client  # type: ignore[literal-required]
 
     def on_headers_complete(self) -> None:
@@ -205,7 +224,7 @@ class Connection(HttpToolsProtocol):
                 wrong = "expected no transfer-encoding but chunked"
         if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
             wrong = f"expected one Host header, got {hosts}"
-        self._in_header, self._header_bytes = False, 0
+        self.in_header, self._header_bytes = False, 0
         self._body_bytes = self._framing_bytes = 0
         self._unwatch()
         if size > self.limits.header_bytes:
@@ -238,15 +257,14 @@ class Connection(HttpToolsProtocol):
             if len(cycle.body) >= self._knock.head_bytes:
                 self._judge(self._knock)
             return
-        share = self.limits.held_bytes // 4 // len(self.connections) if self.connections else LEAST_PART
-        if len(cycle.body) > min(max(share, LEAST_PART), MOST_PART):
+        if len(cycle.body) > self._most_part:
             self.flow.pause_reading()
             cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """Stop watching over the arrival of a request."""
         self._unwatch()
-        self._in_header, self._header_bytes = True, 0
+        self.in_header, self._header_bytes = True, 0
         self._turned_away = False
         if self.cycle is not None:
             super().on_message_complete()
@@ -278,35 +296,43 @@ class Connection(HttpToolsProtocol):
         self._turned_away = True
         self.on_response_complete()
 
-    def _discard(self) -> None:
-        """Throw away what is still to come of a refused body, past the parser."""
-        self._turned_away = False
-        left = self._length - self._body_bytes
-        if left > 0 and not self.transport.is_closing():
-            self._unset_keepalive_if_required()  # it may take as long as a body that is wanted
-            self._hand_over(Discard(self, left))
+    @property
+    def _most_part(self) -> int:
+        """What may be received of a body before the application takes it."""
+        share = self.limits.held_bytes // 4 // len(self.connections) if self.connections else LEAST_PART
+        return min(max(share, LEAST_PART), MOST_PART)
 
-    def discarded(self) -> None:
-        """The whole of a refused body has come: the next request may."""
-        self._unwatch()
-        self._in_header, self._header_bytes = True, 0
+    def _receive_directly(self) -> None:
+        """Have the rest of a body of known length come past the parser, if it is refused or small enough to be held."""
+        left, cycle = self._length - self._body_bytes, self.cycle
+        if self.in_header or left < LEAST_DIRECT or self._knock is not None or self.transport.is_closing():
+            return
+        if cycle.response_complete:
+            if self._turned_away:
+                self._unset_keepalive_if_required()  # it may take as long as a body that is wanted
+            self._receiver.expect(left, None)
+        elif self._length <= self._most_part and len(cycle.body) == self._body_bytes:
+            whole = bytearray(self._length)
+            whole[: self._body_bytes] = cycle.body
+            cycle.body = whole
+            self._receiver.expect(left, memoryview(whole))
+
+    def body_ended(self) -> None:
+        """The whole of a body has come past the parser: the next request may."""
+        self.on_message_complete()
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-        self._hand_over(self)
-
-    def _hand_over(self, protocol: asyncio.BaseProtocol) -> None:
-        """Let another protocol receive; the event loop looks which kind it is when reading begins."""
-        self.transport.pause_reading()
-        self.transport.set_protocol(protocol)
-        self.transport.resume_reading()
+        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
         """Go on with the connection, but not for long where it still sends what was refused, or does not read."""
         super().on_response_complete()
         if self.transport.is_closing():
             self.loop.call_later(FLUSH_S, self.transport.abort)
-        elif not (self._in_header or self._turned_away) and self.cycle.response_complete:
+        elif not (self.in_header or self._turned_away) and self.cycle.response_complete:
             self._watch(LINGER_S)  # it is this request's body that still comes
 
     def timeout_keep_alive_handler(self) -> None:
