@@ -5,8 +5,6 @@ counts connections and answers in plain text. All of it is timed here, per messa
 """
 
 import asyncio
-import contextlib
-import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -24,7 +22,6 @@ FLUSH_S = 10.0
 # How long the rest of a refused body is thrown away: closing at once would reset the connection, and the client might
 # never see why it was refused.
 LINGER_S = 2.0
-READ_REST_S = 0.05
 # What is received of a body before the application is woken: the less, the more connections there are.
 LEAST_PART, MOST_PART = 1 << 16, 1 << 20
 # Bytes of chunk sizes and the like for each byte of a body: chunks of one byte need five. Beyond that, and a header's
@@ -172,7 +169,6 @@ class Connection(HttpToolsProtocol):
         self._body_bytes = self._framing_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._length = 0
-        self._together = False
         self._at_the_door = False
         self._knock: Knock | None = None
         self._waiting: ASGI3Application | None = None
@@ -314,25 +310,15 @@ class Connection(HttpToolsProtocol):
         if cycle.response_complete:
             if self._turned_away:
                 self._unset_keepalive_if_required()  # it may take as long as a body that is wanted
-            self._come_together(left)
             self._receiver.expect(left, None)
         elif self._length <= self._most_part and len(cycle.body) == self._body_bytes:
             whole = bytearray(self._length)
             whole[: self._body_bytes] = cycle.body
             cycle.body = whole
-            self._come_together(left)
             self._receiver.expect(left, memoryview(whole))
-
-    def _come_together(self, size: int) -> None:
-        """Have the system wake this process once so many bytes have come, and not for each of a body's parts."""
-        self._together = size > 1
-        with contextlib.suppress(OSError, AttributeError):  # a system without it; a transport without a socket
-            options = self.transport.get_extra_info("socket")
-            options.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(size, self._most_part))
 
     def body_ended(self) -> None:
         """The whole of a body has come past the parser: the next request may."""
-        self._come_together(1)
         self.on_message_complete()
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -371,10 +357,6 @@ class Connection(HttpToolsProtocol):
         self._timer = None
         cycle = self.cycle
         if self.transport.is_closing():
-            return
-        if self._together:  # what has come is read first: closing on unread bytes would reset the connection
-            self._come_together(1)
-            self._watch(READ_REST_S)
             return
         if cycle is not None and not cycle.response_complete and cycle.response_started:
             self.transport.abort()
