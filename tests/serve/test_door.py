@@ -310,3 +310,17 @@ def test_who_is_refused_at_the_door_is_counted(served: Sockets, full: Full) -> N
         _, headers, _ = answer_of(connection)
     assert headers["traceparent"].startswith("00-1111")
     assert counted() == (before[0] + 1, before[1] + 1)
+
+
+@pytest.mark.parametrize("welcome", [True, False])
+def test_bodies_as_large_as_real_ones_do_not_stand_still(served: Sockets, full: Full, welcome: bool) -> None:
+    full.welcome = lambda priority: welcome
+    picture = photo(600, 400)
+    assert 600_000 < len(picture) < MEBIBYTE
+    head = f"POST {CLASSIFY} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+    begun = time.monotonic()
+    with served.connect() as connection:
+        for _ in range(10):
+            connection.sendall(head + picture)
+            assert answer_of(connection)[0] == (200 if welcome else 429)
+    assert time.monotonic() - begun < 5
