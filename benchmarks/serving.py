@@ -7,7 +7,8 @@ works and proves no figure. A Record holds every request, and `perwatt check` co
   saturation  served images/s against the engine's own speed, taking turns
   rival       the highest rate at a p99 limit against ONNX Runtime behind LitServe's fixed window; that server runs in
               an environment of its own: python -m venv V && V/bin/pip install litserve onnxruntime numpy
-  overload    three times as many requests as it can answer, then few: goodput, memory, recovery
+  overload    three times as many requests as it can answer, then few: goodput, memory, recovery; the standard form is
+              --network googlenet, squeezenet1.1 the harder one: its tensors are as large and come faster
   soak        photographs among corrupt ones, clients that leave, slow senders, bodies too large
 """
 

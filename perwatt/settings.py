@@ -25,18 +25,26 @@ SETTINGS = (
     Setting("PERWATT_CACHE", "", "folder for compiled code, tuning results, weights; empty: the user's cache folder"),
     Setting("PERWATT_THREADS", "", "threads of perwatt's own engine; empty: every core this process may use"),
     Setting("PERWATT_SPIN_US", "100", "microseconds an idle thread of the engine spins before it sleeps"),
+    Setting("PERWATT_BARRIER_US", "600", "microseconds it waits awake for the others after a step; 20 in a server"),
     Setting("PERWATT_MACHINE", "", "pretend a smaller vector unit: avx512, avx2, neon, portable; empty: what is here"),
     Setting("PERWATT_TOKEN", "", "the token that clients of perwatt serve must know; empty: none, on loopback only"),
     Setting("NO_COLOR", "", "any value: no colour in the terminal"),
 )
+
+_preferred: dict[str, str] = {}
 
 
 def text(name: str) -> str:
     """Return the value of one setting of the table as text."""
     for setting in SETTINGS:
         if setting.name == name:
-            return os.environ.get(name, setting.default)
+            return os.environ.get(name, _preferred.get(name, setting.default))
     raise KeyError(f"{name} is not a setting; add it to SETTINGS")
+
+
+def prefer(name: str, value: str) -> None:
+    """Give a setting another default in this process; what stands in the environment still goes before it."""
+    _preferred[name] = value
 
 
 def cache_folder() -> Path:
@@ -63,14 +71,26 @@ def spin_us() -> float:
 
     Raises InputError when PERWATT_SPIN_US is no number from 0 to a million.
     """
-    chosen = text("PERWATT_SPIN_US")
+    return _microseconds("PERWATT_SPIN_US")
+
+
+def barrier_us() -> float:
+    """Return how many microseconds an engine thread waits awake for the others after a step, before it sleeps.
+
+    Raises InputError when PERWATT_BARRIER_US is no number from 0 to a million.
+    """
+    return _microseconds("PERWATT_BARRIER_US")
+
+
+def _microseconds(name: str) -> float:
+    chosen = text(name)
     try:
-        spin = float(chosen)
+        found = float(chosen)
     except ValueError:
-        spin = -1.0
-    if not 0 <= spin <= 1e6:
-        raise InputError(f"PERWATT_SPIN_US: expected a number from 0 to 1000000, got {chosen!r}; unset it or give one")
-    return spin
+        found = -1.0
+    if not 0 <= found <= 1e6:
+        raise InputError(f"{name}: expected a number from 0 to 1000000, got {chosen!r}; unset it or give one")
+    return found
 
 
 def token() -> str | None:

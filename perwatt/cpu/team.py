@@ -81,8 +81,10 @@ class _Crew:
         # More threads than CPUs: who waits must make room at once for who works.
         crowded = self.size > usable_cpus()
         spin = min(self.spin_ns, SPIN_NS)
-        limits = (0, 0, 0) if crowded else (spin, self.spin_ns - spin, BARRIER_SPIN_NS)
-        line[8:40].view(np.int64)[:] = (*limits, BARRIER_YIELD_NS)
+        awake = int(settings.barrier_us() * 1000)
+        barrier = min(BARRIER_SPIN_NS, awake)
+        limits = (0, 0, 0) if crowded else (spin, self.spin_ns - spin, barrier)
+        line[8:40].view(np.int64)[:] = (*limits, min(BARRIER_YIELD_NS, awake - barrier))
         self.native_prepare(self.control)
         try:
             for thread in range(1, self.size):

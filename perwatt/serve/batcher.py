@@ -126,9 +126,8 @@ class Batcher:
         if isinstance(asked, Refusal):
             return asked
         ticket, place = asked
-        in_time = self._in_time(ticket, place, ticket.arrived_s)
-        self._schedule = None  # it may hold this one, who does not wait here
-        if in_time:
+        if self._in_time(ticket, place, ticket.arrived_s):
+            self._schedule = None  # it may hold this one, who does not wait here
             return None
         self.pressure.note(ticket.arrived_s, images, ticket.deadline_s - ticket.arrived_s)
         return self._too_late(ticket)

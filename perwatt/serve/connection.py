@@ -6,10 +6,12 @@ counts connections and answers in plain text. All of it is timed here, per messa
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from perwatt.serve.limits import HttpLimits
 
@@ -25,6 +27,30 @@ LEAST_PART, MOST_PART = 1 << 16, 1 << 20
 # Bytes of chunk sizes and the like for each byte of a body: chunks of one byte need five. Beyond that, and a header's
 # worth, it is padding without end: the parser would keep what follows the last chunk (trailers) in memory.
 MOST_FRAMING = 8
+# Where everything is received that is parsed or thrown away: small enough to stay in the processor's cache. With a
+# header little is received at first, so that little of its body passes through the parser.
+_SCRATCH = memoryview(bytearray(1 << 16))
+_TO_PARSE = _SCRATCH[: 1 << 14]
+# Less than this that is still to come is not worth another way.
+LEAST_DIRECT = 1 << 12
+
+
+class Knock(Protocol):
+    """A request that can be judged by its headers and the first `head_bytes` of its body."""
+
+    @property
+    def head_bytes(self) -> int:
+        """How much of the body has to be there."""
+
+
+class Door(Protocol):
+    """Who judges requests before their bodies are received; see `perwatt.serve.door`."""
+
+    def knock(self, scope: Any) -> Knock | None:
+        """Return what has to come before a request can be judged, None for one that goes the ordinary way."""
+
+    def refusal(self, scope: Any, knock: Any, head: bytes) -> bytes | None:
+        """Return the whole answer to a request that is refused, None for one that goes the ordinary way."""
 
 
 class Client:
@@ -76,19 +102,77 @@ class OneWrite:
         return self._transport.is_closing()
 
 
+class Receiver(asyncio.BufferedProtocol):
+    """What a connection receives with: headers for the parser, but a body of known length straight into its place.
+
+    Through the parser a body would be copied four times, on the cores that compute; one that was refused is not kept at
+    all.
+    """
+
+    __slots__ = ("_body", "_connection", "_left")
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection = connection
+        self._body: memoryview | None = None
+        self._left = 0
+
+    def expect(self, left: int, body: memoryview | None) -> None:
+        """Receive the next so many bytes into the end of a body, or throw them away; then tell the connection."""
+        self._left, self._body = left, body
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to receive; never more than the body, for the next request may follow it."""
+        if not self._left:
+            return _TO_PARSE if self._connection.in_header else _SCRATCH
+        return _SCRATCH[: self._left] if self._body is None else self._body[-self._left :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what came."""
+        if not self._left:
+            self._connection.data_received(bytes(_SCRATCH[:nbytes]))
+            return
+        self._left -= nbytes
+        if not self._left:
+            self._body = None
+            self._connection.body_ended()
+
+    def eof_received(self) -> None:
+        """The client sends no more; the transport closes itself."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._connection.resume_writing()
+
+
 class Connection(HttpToolsProtocol):
     """A connection under limits; `under` makes the kind that uvicorn is given."""
 
     limits = HttpLimits()
     on_refused: Callable[[int], None] = staticmethod(lambda status: None)
+    door: Door | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or refuse it when there are too many."""
         super().connection_made(transport)
+        self._receiver = Receiver(self)
+        transport.set_protocol(self._receiver)
         self._client = Client()
-        self._in_header, self._header_bytes = True, 0
+        self.in_header, self._header_bytes = True, 0
         self._body_bytes = self._framing_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._length = 0
+        self._at_the_door = False
+        self._knock: Knock | None = None
+        self._waiting: ASGI3Application | None = None
+        self._turned_away = False
         if len(self.connections) > self.limits.connections:
             self._refuse(503, f"expected at most {self.limits.connections} connections; come again later")
             return
@@ -104,25 +188,27 @@ class Connection(HttpToolsProtocol):
         """Pass on what was received; refuse a header that grows too long."""
         if self.transport.is_closing():
             return
-        if self._in_header:
+        if self.in_header:
             if self._timer is None:
                 self._watch(self.limits.header_s)
             self._header_bytes += len(data)
             super().data_received(data)
-            if self._in_header and self._header_bytes > self.limits.header_bytes:
+            if self.in_header and self._header_bytes > self.limits.header_bytes:
                 self._refuse(431, f"expected a header of at most {self.limits.header_bytes} bytes")
+            self._receive_directly()
             return
         before = self._body_bytes
         super().data_received(data)
-        if not self._in_header:
+        if not self.in_header:
             self._framing_bytes += len(data) - (self._body_bytes - before)
             if self._framing_bytes > self.limits.header_bytes + MOST_FRAMING * self._body_bytes:
                 self._refuse(431, f"expected at most {self.limits.header_bytes} bytes around the chunks of a body")
+            self._receive_directly()
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
-        self._in_header = True
+        self.in_header = True
         self.scope[CLIENT] = self._client  # type: ignore[literal-required]
 
     def on_headers_complete(self) -> None:
@@ -138,7 +224,7 @@ class Connection(HttpToolsProtocol):
                 wrong = "expected no transfer-encoding but chunked"
         if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
             wrong = f"expected one Host header, got {hosts}"
-        self._in_header, self._header_bytes = False, 0
+        self.in_header, self._header_bytes = False, 0
         self._body_bytes = self._framing_bytes = 0
         self._unwatch()
         if size > self.limits.header_bytes:
@@ -150,7 +236,10 @@ class Connection(HttpToolsProtocol):
         limits = self.limits
         # A body beyond the limit is refused by its length; the refused rest is thrown away no longer than a whole one.
         self._watch(limits.receive_s + min(length or limits.body_bytes, limits.body_bytes) / limits.least_bytes_per_s)
+        self._length = length
+        self._at_the_door = self.door is not None
         super().on_headers_complete()
+        self._at_the_door = False
         if self.scope["method"] != "HEAD":  # whose header is all there is
             self.cycle.transport = OneWrite(self.transport)  # type: ignore[assignment]
 
@@ -164,25 +253,87 @@ class Connection(HttpToolsProtocol):
         if cycle is None or cycle.response_complete:
             return
         cycle.body += body
-        share = self.limits.held_bytes // 4 // len(self.connections) if self.connections else LEAST_PART
-        if len(cycle.body) > min(max(share, LEAST_PART), MOST_PART):
+        if self._knock is not None:
+            if len(cycle.body) >= self._knock.head_bytes:
+                self._judge(self._knock)
+            return
+        if len(cycle.body) > self._most_part:
             self.flow.pause_reading()
             cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """Stop watching over the arrival of a request."""
         self._unwatch()
-        self._in_header, self._header_bytes = True, 0
+        self.in_header, self._header_bytes = True, 0
+        self._turned_away = False
         if self.cycle is not None:
             super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Let a request in, but not before it was judged at the door where there is one and it can be."""
+        if self._at_the_door and self.door is not None and cycle.keep_alive:
+            knock = self.door.knock(cycle.scope)
+            if knock is not None:
+                self._knock, self._waiting = knock, app
+                if not knock.head_bytes:
+                    self._judge(knock)
+                return
+        super()._start_asgi_task(cycle, app)
+
+    def _judge(self, knock: Knock) -> None:
+        """Refuse a request at the door, or let it in."""
+        cycle, app, door = self.cycle, self._waiting, self.door
+        self._knock = self._waiting = None
+        assert app is not None
+        assert door is not None
+        answer = door.refusal(cycle.scope, knock, bytes(cycle.body[: knock.head_bytes]))
+        if answer is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        self.transport.write(answer)
+        cycle.response_started = cycle.response_complete = True
+        cycle.body = bytearray()
+        self._turned_away = True
+        self.on_response_complete()
+
+    @property
+    def _most_part(self) -> int:
+        """What may be received of a body before the application takes it."""
+        share = self.limits.held_bytes // 4 // len(self.connections) if self.connections else LEAST_PART
+        return min(max(share, LEAST_PART), MOST_PART)
+
+    def _receive_directly(self) -> None:
+        """Have the rest of a body of known length come past the parser, if it is refused or small enough to be held."""
+        left, cycle = self._length - self._body_bytes, self.cycle
+        if self.in_header or left < LEAST_DIRECT or self._knock is not None or self.transport.is_closing():
+            return
+        if cycle.response_complete:
+            if self._turned_away:
+                self._unset_keepalive_if_required()  # it may take as long as a body that is wanted
+            self._receiver.expect(left, None)
+        elif self._length <= self._most_part and len(cycle.body) == self._body_bytes:
+            whole = bytearray(self._length)
+            whole[: self._body_bytes] = cycle.body
+            cycle.body = whole
+            self._receiver.expect(left, memoryview(whole))
+
+    def body_ended(self) -> None:
+        """The whole of a body has come past the parser: the next request may."""
+        self.on_message_complete()
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
         """Go on with the connection, but not for long where it still sends what was refused, or does not read."""
         super().on_response_complete()
         if self.transport.is_closing():
             self.loop.call_later(FLUSH_S, self.transport.abort)
-        elif not self._in_header and self.cycle.response_complete:  # it is this request's body that still comes
-            self._watch(LINGER_S)
+        elif not (self.in_header or self._turned_away) and self.cycle.response_complete:
+            self._watch(LINGER_S)  # it is this request's body that still comes
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection that has been idle, even when its client does not read what was written to it."""
@@ -228,7 +379,10 @@ class Connection(HttpToolsProtocol):
         self.loop.call_later(FLUSH_S, self.transport.abort)
 
 
-def under(limits: HttpLimits, on_refused: Callable[[int], None]) -> type[Connection]:
-    """Return the kind of connection that keeps these limits and tells the status of what it refuses by itself."""
-    attributes: dict[str, Any] = {"limits": limits, "on_refused": staticmethod(on_refused)}
+def under(limits: HttpLimits, on_refused: Callable[[int], None], door: Door | None = None) -> type[Connection]:
+    """Return the kind of connection that keeps these limits and tells the status of what it refuses by itself.
+
+    door: who judges requests before their bodies are received.
+    """
+    attributes: dict[str, Any] = {"limits": limits, "on_refused": staticmethod(on_refused), "door": door}
     return type("LimitedConnection", (Connection,), attributes)

@@ -115,8 +115,8 @@ async def reply(send: Send, status: int, body: bytes, headers: Pairs) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def refuse(send: Send, refused: Refused, echoed: Pairs) -> None:
-    """Send a refusal: {"error": ...} with its status, and when to come again."""
+def refusal(refused: Refused, echoed: Pairs) -> tuple[Pairs, bytes]:
+    """Return headers and body of a refusal: {"error": ...}, and when to come again."""
     headers = [JSON_TYPE, *echoed]
     wait_s = retry_after_s(refused)
     if wait_s is not None:
@@ -127,7 +127,13 @@ async def refuse(send: Send, refused: Refused, echoed: Pairs) -> None:
         headers.append((b"www-authenticate", b'Bearer, Basic realm="perwatt", charset="UTF-8"'))
     if refused.status == 415:
         headers.append((b"accept-encoding", b"identity"))
-    await reply(send, refused.status, orjson.dumps({"error": str(refused)}), headers)
+    return headers, orjson.dumps({"error": str(refused)})
+
+
+async def refuse(send: Send, refused: Refused, echoed: Pairs) -> None:
+    """Send a refusal with its status."""
+    headers, body = refusal(refused, echoed)
+    await reply(send, refused.status, body, headers)
 
 
 def echoed_trace(headers: Headers) -> Pairs:

@@ -7,6 +7,7 @@ import ipaddress
 import secrets
 import time
 from dataclasses import dataclass, field
+from math import inf
 from typing import NoReturn
 
 from perwatt.errors import InputError, Refused
@@ -50,6 +51,8 @@ class Front:
     energy: Joules | None = None
     # When the meter was last read, its joules, and the engine seconds of each package then.
     energy_before: tuple[float, float | None, dict[str, float]] | None = None
+    # When somebody was last refused for want of time or room.
+    pressed_s: float = -inf
     # How long answers take from the network to their client.
     way_back: WayBack = field(default_factory=WayBack)
     # Tells a server from the one that was here before it.
@@ -124,6 +127,22 @@ def leave(visit: Visit) -> None:
     visit.held_bytes = 0
 
 
+def answered_by(front: Front, timeout_s: float | None, received_s: float, took_s: float) -> float | None:
+    """Return when the network must have answered a request that was received at a time and took so long to come."""
+    timeout_s = front.deadline_s if timeout_s is None else timeout_s
+    if timeout_s is None:
+        return None
+    # A client counts from when it sent to when it sees the answer. The time of a body that came at once is part of
+    # that, and so is the way back; a slow sender's is not, or it would be refused always.
+    most_s = MOST_ON_THE_WAY * timeout_s
+    return received_s + timeout_s - min(took_s, most_s) - min(front.way_back.p99_s, most_s)
+
+
+def priority_of(asked: int) -> int:
+    """Return the priority of a request by what it asked for, 0 for nothing."""
+    return asked or DEFAULT_PRIORITY
+
+
 async def answer(visit: Visit, loaded: Deployed, question: Question, client: Client) -> Answer:
     """Return the outputs for a question. Raises Refused for whatever cannot be answered, or not in time.
 
@@ -131,14 +150,8 @@ async def answer(visit: Visit, loaded: Deployed, question: Question, client: Cli
     """
     front, received_s = visit.front, time.monotonic()
     visit.received_s = received_s - visit.started_s
-    timeout_s = front.deadline_s if question.timeout_s is None else question.timeout_s
-    deadline = None
-    if timeout_s is not None:
-        # A client counts from when it sent to when it sees the answer. The time of a body that came at once is part of
-        # that, and so is the way back; a slow sender's is not, or it would be refused always.
-        most_s = MOST_ON_THE_WAY * timeout_s
-        deadline = received_s + timeout_s - min(visit.received_s, most_s) - min(front.way_back.p99_s, most_s)
-    priority = question.priority or DEFAULT_PRIORITY
+    deadline = answered_by(front, question.timeout_s, received_s, visit.received_s)
+    priority = priority_of(question.priority)
     images = question.tensor
     if images is None:
         if loaded.preprocessing is None:
@@ -167,6 +180,8 @@ async def answer(visit: Visit, loaded: Deployed, question: Question, client: Cli
 
 def count_refusal(front: Front, model: str, refused: Refused) -> None:
     """Count a refusal under a package's name, or under '' where there is none of that name."""
+    if refused.status == 429:
+        front.pressed_s = time.monotonic()
     known = model if model in front.repository.held else ""
     front.of(known).refused(refused.reason)
     if known:

@@ -108,11 +108,11 @@ async def infer(front: Front, route: Route, scope: Scope, receive: Receive, send
         front.of(route.model if route.model in front.repository.held else "").answered(route.action, status)
 
 
-def _asked(
-    limits: HttpLimits, action: Action, loaded: Deployed, headers: Headers, scope: Scope
-) -> Callable[[bytes], Question]:
-    """Return the function that reads the body, after what the headers alone can refuse is refused."""
-    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+def asked_for(headers: Headers, limits: HttpLimits) -> tuple[float | None, int]:
+    """Return the timeout in seconds and the priority that the headers ask for; those of a body go before them.
+
+    Raises Refused (400).
+    """
     timeout_ms = whole_number(headers, b"x-request-timeout-ms")
     priority = whole_number(headers, b"x-request-priority") or 0
     if timeout_ms is not None and not 0 < timeout_ms <= 1e3 * limits.longest_deadline_s:
@@ -121,6 +121,15 @@ def _asked(
             reason="malformed",
             status=400,
         )
+    return None if timeout_ms is None else timeout_ms / 1e3, priority
+
+
+def _asked(
+    limits: HttpLimits, action: Action, loaded: Deployed, headers: Headers, scope: Scope
+) -> Callable[[bytes], Question]:
+    """Return the function that reads the body, after what the headers alone can refuse is refused."""
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    timeout_s, priority = asked_for(headers, limits)
     if action == "classify":
         if kind.startswith(b"multipart/") or kind == b"application/json":
             raise Refused(
@@ -146,13 +155,13 @@ def _asked(
 
     def scheduled(body: bytes) -> Question:
         found = read(body)
-        if timeout_ms is not None and found.timeout_s is None:
-            found = replace(found, timeout_s=timeout_ms / 1e3)
+        if timeout_s is not None and found.timeout_s is None:
+            found = replace(found, timeout_s=timeout_s)
         if priority and not found.priority:
             found = replace(found, priority=priority)
         return found
 
-    return scheduled if timeout_ms is not None or priority else read
+    return scheduled if timeout_s is not None or priority else read
 
 
 def _written(loaded: Deployed, asked: Question, outputs: tuple[np.ndarray, ...]) -> tuple[bytes, Pairs]:

@@ -97,6 +97,7 @@ class ModelMetrics:
         self.prediction_error = metrics.prediction_error.labels(model)
         self.queue = metrics.queue.labels(model)
         self._answered: dict[tuple[str, int], Counter] = {}
+        self._refused: dict[str, Counter] = {}
         self._durations: dict[str, Histogram] = {}
 
     def answered(self, route: str, code: int) -> None:
@@ -115,4 +116,7 @@ class ModelMetrics:
 
     def refused(self, reason: str) -> None:
         """Count a refusal."""
-        self._metrics.refused.labels(self._model, reason).inc()
+        counter = self._refused.get(reason)
+        if counter is None:
+            counter = self._refused[reason] = self._metrics.refused.labels(self._model, reason)
+        counter.inc()

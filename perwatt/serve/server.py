@@ -24,6 +24,7 @@ from perwatt.serve import connection
 from perwatt.serve.app import application, every_second
 from perwatt.serve.batcher import Limits
 from perwatt.serve.dispatch import BatchReport
+from perwatt.serve.door import Door
 from perwatt.serve.energy import Joules
 from perwatt.serve.front import Front, check_address
 from perwatt.serve.limits import HttpLimits
@@ -225,7 +226,7 @@ def http_config(front: Front) -> uvicorn.Config:
     limits = front.limits
     return uvicorn.Config(
         application(front),
-        http=connection.under(limits, lambda status: front.of("").answered("connection", status)),
+        http=connection.under(limits, lambda status: front.of("").answered("connection", status), Door(front)),
         ws="none",
         lifespan="off",
         interface="asgi3",

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from perwatt import settings
 from perwatt.cpu import team as team_module
 from perwatt.cpu.jit import NativeCode, compile_module
 from perwatt.cpu.team import BARRIER, Team, one_cpu_of_each_core, places, shared_team
-from perwatt.errors import EngineError
+from perwatt.errors import EngineError, InputError
 
 # mark:      arguments = cells, step, failures; a thread writes the step's number into its own cell.
 # slow_mark: as mark, but thread 0 counts to arguments[3] first.
@@ -223,6 +224,36 @@ def test_no_wake_up_is_lost_when_every_wait_sleeps_at_once(
         team.run(table)
     assert failures.sum() == 0
     team.close()
+
+
+def test_how_long_a_barrier_waits_awake_can_be_set(code: NativeCode, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, (_cells, failures, _arguments) = marked_steps(code, 10, BARRIER)
+
+    def waits_of(microseconds: str) -> list[int]:
+        monkeypatch.setenv("PERWATT_BARRIER_US", microseconds)
+        team = Team(2)
+        for _ in range(50):
+            team.run(table)
+        crew = team._crew
+        start = crew.control - crew.memory.ctypes.data + team_module.team_code.SETTINGS
+        found = crew.memory[start + 24 : start + 40].view(np.int64).tolist()
+        team.close()
+        return [int(nanoseconds) for nanoseconds in found]
+
+    monkeypatch.setattr(team_module, "usable_cpus", lambda: 2)
+    assert waits_of("600") == [100_000, 500_000]  # spin, then yield
+    assert waits_of("20") == [20_000, 0]
+    assert waits_of("0") == [0, 0]
+    assert waits_of("1000000") == [100_000, 500_000]
+    assert failures.sum() == 0
+    monkeypatch.setattr(settings, "_preferred", {})
+    settings.prefer("PERWATT_BARRIER_US", "7")
+    assert settings.barrier_us() == 1_000_000  # the environment goes first
+    monkeypatch.delenv("PERWATT_BARRIER_US")
+    assert settings.barrier_us() == 7
+    monkeypatch.setenv("PERWATT_BARRIER_US", "long")
+    with pytest.raises(InputError, match="PERWATT_BARRIER_US: expected a number"):
+        Team(2).run(table)
 
 
 def test_an_idle_team_uses_no_processor(code: NativeCode) -> None:

@@ -229,11 +229,13 @@ class Sockets:
 
 
 @contextmanager
-def sockets(made: Bench) -> Iterator[Sockets]:
+def sockets(
+    made: Bench, make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+) -> Iterator[Sockets]:
     """Serve a front on a free port of loopback, in a thread, until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = HttpServer(http_config(made.front))
-    loop = asyncio.new_event_loop()
+    loop = make_loop()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([listener])), daemon=True)
     thread.start()
     while not server.started:

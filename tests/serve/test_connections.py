@@ -1,5 +1,6 @@
 """Connections with real sockets: slow senders, long headers, too many clients, refused bodies, clients that leave."""
 
+import http.client
 import json
 import re
 import socket
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from http_harness import Sockets, bench, binary_body, expected, json_body, photo, received, sockets, tensors
 
+from perwatt.serve.connection import LEAST_DIRECT
 from perwatt.serve.limits import MEBIBYTE, HttpLimits
 
 # Tight enough to be waited for.
@@ -66,6 +68,28 @@ def test_a_large_body_arrives_whole_however_it_is_cut(served: Sockets) -> None:
             answer = received(connection)
         assert status_of(answer) == 200
         assert answer.endswith(expected(images)[0].tobytes())
+
+
+def test_a_body_arrives_whole_wherever_its_first_part_ends(served: Sockets) -> None:
+    """Most of a body is received past the parser; what came with the header, and what follows, must not be lost."""
+    images = tensors(128)
+    body, headers = binary_body(images, outputs=[{"name": "sums", "parameters": {"binary_data": True}}])
+    start, last = len(request(body, **headers)) - len(body), request(b"{}", connection="close")
+    with served.connect() as connection:
+        for part in (0, 1, 300, 16_383, len(body) - LEAST_DIRECT, len(body) - LEAST_DIRECT + 1, len(body) - 1):
+            whole = request(body, **headers)
+            connection.sendall(whole[: start + part])
+            time.sleep(0.02)
+            connection.sendall(whole[start + part :])
+            reply = http.client.HTTPResponse(connection)
+            reply.begin()
+            assert reply.status == 200
+            assert reply.read().endswith(expected(images)[0].tobytes())
+        connection.sendall(request(body, **headers)[:-1])
+        time.sleep(0.02)
+        connection.sendall(body[-1:] + last)  # the next request comes with the end of a body
+        answer = received(connection)
+    assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+) ", answer)] == [200, 400 + 22]
 
 
 def test_pipelined_requests_are_answered_in_order(served: Sockets) -> None:

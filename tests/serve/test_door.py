@@ -1,0 +1,326 @@
+"""Refused before the body is received: by headers and the JSON in front of tensors, on real sockets and both loops."""
+
+import asyncio
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import inf
+
+import numpy as np
+import pytest
+from http_harness import Sockets, bench, binary_body, expected, json_body, photo, received, sockets, tensors
+
+from perwatt.errors import Refused
+from perwatt.serve.limits import MEBIBYTE, HttpLimits
+from perwatt.serve.server import loop_factory
+
+LIMITS = HttpLimits(header_s=0.4, receive_s=0.6, least_bytes_per_s=1e9, idle_s=5.0, body_bytes=8 * MEBIBYTE)
+INFER, CLASSIFY = "/v2/models/sums/infer", "/v2/models/sums/classify"
+BUSY = Refused("come again", reason="deadline", status=429, retry_after_s=0.25)
+
+
+@dataclass
+class Full:
+    """Stands in for the network's admission: turns away whom `welcome` does not want, and notes who asked."""
+
+    welcome: Callable[[int], bool] = lambda priority: False
+    asked: list[tuple[int, float | None, int]] = field(default_factory=list)
+    inside: int = 0
+
+    @contextmanager
+    def expecting(self, images: int, *, deadline: float | None = None, priority: int = 0) -> Iterator[None]:
+        self.asked.append((images, deadline, priority))
+        if not self.welcome(priority):
+            raise BUSY
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def served(request: pytest.FixtureRequest) -> Iterator[Sockets]:
+    """A server that refused somebody just now, and always will have."""
+    make = loop_factory() if request.param == "uvloop" else asyncio.new_event_loop
+    if make is None:
+        pytest.skip("uvloop is not installed")
+    with sockets(bench(LIMITS), make) as found:
+        yield found
+
+
+@pytest.fixture
+def full(served: Sockets, monkeypatch: pytest.MonkeyPatch) -> Full:
+    found = Full()
+    monkeypatch.setattr(served.bench.service, "expecting", found.expecting)
+    monkeypatch.setattr(served.bench.front, "pressed_s", inf)
+    return found
+
+
+def asking(images: np.ndarray, path: str = INFER, extra: str = "", **more: object) -> tuple[bytes, bytes, bytes]:
+    """Return the header, the JSON and the tensor of a request."""
+    body, headers = binary_body(images, outputs=[{"name": "first"}], **more)
+    length = int(headers["inference_header_content_length"])
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+    head += f"Inference-Header-Content-Length: {length}\r\n{extra}\r\n"
+    return head.encode(), body[:length], body[length:]
+
+
+def answer_of(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Read one answer and leave the connection open."""
+    reply = http.client.HTTPResponse(connection)
+    reply.begin()
+    return reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read()
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def first_values(body: bytes) -> np.ndarray:
+    return np.array(json.loads(body)["outputs"][0]["data"], np.float32)
+
+
+def test_a_tensor_is_refused_before_it_is_sent_and_the_connection_serves_on(served: Sockets, full: Full) -> None:
+    images = tensors(128)
+    head, asked, tensor = asking(images)
+    with served.connect() as connection:
+        for _ in range(3):
+            connection.sendall(head + asked)
+            status, headers, body = answer_of(connection)
+            assert (status, headers["retry-after"], headers["retry-after-ms"]) == (429, "1", "250")
+            assert json.loads(body) == {"error": "come again"}
+            connection.sendall(tensor)
+        full.welcome = lambda priority: True
+        connection.sendall(head + asked + tensor)
+        status, _, body = answer_of(connection)
+        assert status == 200
+        np.testing.assert_array_equal(first_values(body), expected(images)[1])
+    assert [images for images, _, _ in full.asked] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("piece", [1 << 30, 65_536, 1_009])
+def test_what_follows_a_refused_body_is_the_next_request(served: Sockets, full: Full, piece: int) -> None:
+    full.welcome = lambda priority: priority == 1
+    refused, *kept = tensors(40, 1), tensors(3, 2), tensors(50, 3)
+    parts = [asking(refused), *(asking(images, parameters={"priority": 1}) for images in kept)]
+    whole = b"".join(b"".join(part) for part in parts)
+    with served.connect() as connection:
+        for start in range(0, len(whole), piece):
+            connection.sendall(whole[start : start + piece])
+        reader = connection.makefile("rb")
+        statuses = []
+        for _ in range(3):
+            statuses.append(int(reader.readline().split()[1]))
+            length = 0
+            while (line := reader.readline().strip()) != b"":
+                name, _, value = line.partition(b": ")
+                length = int(value) if name.lower() == b"content-length" else length
+            body = reader.read(length)
+            if statuses[-1] == 200:
+                np.testing.assert_array_equal(first_values(body), expected(kept.pop(0))[1])
+    assert statuses == [429, 200, 200]
+
+
+def test_the_header_in_pieces_and_the_json_after_it(served: Sockets, full: Full) -> None:
+    head, asked, tensor = asking(tensors(64))
+    with served.connect() as connection:
+        for part in (head[:20], head[20:], asked[:15]):
+            connection.sendall(part)
+            time.sleep(0.05)
+        assert full.asked == []  # a priority may still come
+        connection.sendall(asked[15:])
+        assert answer_of(connection)[0] == 429
+        connection.sendall(tensor)
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert answer_of(connection)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("extra", "parameters", "priority", "timeout_s"),
+    [
+        ("", {}, 8, None),
+        ("", {"priority": 2}, 2, None),
+        ("X-Request-Priority: 3\r\n", {}, 3, None),
+        ("X-Request-Priority: 3\r\n", {"priority": 2}, 2, None),
+        ("", {"timeout": 7_000_000}, 8, 7.0),
+        ("X-Request-Timeout-Ms: 4000\r\n", {}, 8, 4.0),
+        ("X-Request-Timeout-Ms: 4000\r\n", {"timeout": 7_000_000}, 8, 7.0),
+    ],
+)
+def test_priority_and_timeout_are_those_of_the_json_else_of_the_headers(
+    served: Sockets, full: Full, extra: str, parameters: dict[str, int], priority: int, timeout_s: float | None
+) -> None:
+    head, asked, _ = asking(tensors(), extra=extra, parameters=parameters)
+    before = time.monotonic()
+    with served.connect() as connection:
+        connection.sendall(head + asked)
+        assert answer_of(connection)[0] == 429
+    ((images, deadline, found),) = full.asked
+    assert (images, found) == (1, priority)
+    if timeout_s is None:
+        assert deadline is None
+    else:  # up to a tenth is kept for the way back
+        assert deadline is not None
+        assert 0.9 * timeout_s <= deadline - before <= timeout_s + 1.0
+
+
+def test_a_priority_in_the_json_opens_the_door(served: Sockets, full: Full) -> None:
+    full.welcome = lambda priority: priority == 1
+    images = tensors()
+    with served.connect() as connection:
+        connection.sendall(b"".join(asking(images, parameters={"priority": 1})))
+        status, _, body = answer_of(connection)
+    assert status == 200
+    np.testing.assert_array_equal(first_values(body), expected(images)[1])
+
+
+def test_a_slow_sender_holds_no_place(served: Sockets, full: Full) -> None:
+    full.welcome = lambda priority: True
+    head, asked, tensor = asking(tensors(64))
+    with served.connect() as slow, served.connect() as slower:
+        slower.sendall(head + asked[:10])
+        slow.sendall(head + asked + tensor[:100])
+        wait_until(lambda: len(full.asked) == 1)
+        time.sleep(0.05)
+        assert full.inside == 0
+        assert served.bench.front.requests == 1  # the one that is let in; the other has not even asked
+        assert received(slow).startswith(b"HTTP/1.1 408 ")
+        assert received(slower).startswith(b"HTTP/1.1 408 ")
+    wait_until(lambda: served.bench.front.requests == 0)
+    assert served.bench.front.held_bytes == 0
+
+
+def test_a_refused_body_that_never_ends_is_let_go(served: Sockets, full: Full) -> None:
+    head, asked, tensor = asking(tensors(64))
+    begun = time.monotonic()
+    with served.connect() as connection:
+        connection.sendall(head + asked + tensor[:1000])
+        assert answer_of(connection)[0] == 429
+        try:
+            for _ in range(400):
+                connection.sendall(b"x")
+                time.sleep(0.02)
+        except OSError:
+            pass
+        assert 0.4 < time.monotonic() - begun < 7
+    wait_until(lambda: not served.server.server_state.connections)
+
+
+def test_a_client_that_leaves_while_its_refused_body_comes_leaves_nothing_behind(served: Sockets, full: Full) -> None:
+    head, asked, tensor = asking(tensors(64))
+    for end in (0, 100, len(tensor) - 1):
+        with served.connect() as connection:
+            connection.sendall(head + asked + tensor[:end])
+            assert answer_of(connection)[0] == 429
+    wait_until(lambda: not served.server.server_state.connections)
+    assert served.bench.front.held_bytes == served.bench.front.requests == 0
+
+
+def test_photographs_and_bare_tensors_are_judged_by_their_headers(served: Sockets, full: Full) -> None:
+    picture = photo(400, 300)
+    bare = f"POST {INFER} HTTP/1.1\r\nHost: 127.0.0.1\r\nInference-Header-Content-Length: 0\r\n"
+    kind = f"POST {INFER} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
+    for line in (f"POST {CLASSIFY} HTTP/1.1\r\nHost: 127.0.0.1\r\n", bare, kind):
+        with served.connect() as connection:
+            connection.sendall(f"{line}Content-Length: {len(picture)}\r\n\r\n".encode())
+            assert answer_of(connection)[0] == 429
+            connection.sendall(picture)
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert answer_of(connection)[0] == 200
+
+
+def test_what_can_stand_anywhere_in_the_body_is_waited_for(served: Sockets, full: Full) -> None:
+    """All JSON, chunks and Expect go the ordinary way, where the network of this test lets tensors in."""
+    images = tensors()
+    text = json_body(images, outputs=[{"name": "first"}])
+    start = f"POST {INFER} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(text), text)
+    with served.connect() as connection:
+        for rest in (b"Content-Length: %d\r\n\r\n%b" % (len(text), text), chunked):
+            connection.sendall(start + rest)
+            status, _, body = answer_of(connection)
+            assert status == 200
+            np.testing.assert_array_equal(first_values(body), expected(images)[1])
+        head, asked, tensor = asking(images, extra="Expect: 100-continue\r\n")
+        connection.sendall(head)
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(asked + tensor)
+        assert answer_of(connection)[0] == 200
+    assert full.asked == []
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "extra", "spoiled"),
+    [
+        (404, "/v2/models/none/infer", "", False),
+        (400, INFER, "X-Request-Timeout-Ms: 0\r\n", False),
+        (400, INFER, "X-Request-Priority: first\r\n", False),
+        (403, INFER, "Origin: http://elsewhere.example\r\n", False),
+        (400, INFER, "", True),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_said_first(
+    served: Sockets, full: Full, status: int, path: str, extra: str, spoiled: bool
+) -> None:
+    head, asked, tensor = asking(tensors(), path, extra)
+    with served.connect() as connection:
+        connection.sendall(head + (b"[" + asked[1:] if spoiled else asked) + tensor)
+        assert answer_of(connection)[0] == status
+    assert full.asked == []
+
+
+def test_the_door_stands_open_while_nobody_is_refused(
+    served: Sockets, full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.bench.front, "pressed_s", time.monotonic() - 2.0)
+    with served.connect() as connection:
+        connection.sendall(b"".join(asking(tensors())))
+        assert answer_of(connection)[0] == 200
+        assert full.asked == []
+        monkeypatch.setattr(served.bench.service, "refusal", BUSY)
+        connection.sendall(b"".join(asking(tensors())))
+        assert answer_of(connection)[0] == 429  # from the queue; from now on, from the door
+        monkeypatch.setattr(served.bench.service, "refusal", None)
+        connection.sendall(b"".join(asking(tensors())))
+        assert answer_of(connection)[0] == 429
+    assert len(full.asked) == 1
+
+
+def test_who_is_refused_at_the_door_is_counted(served: Sockets, full: Full) -> None:
+    def counted() -> tuple[float, float]:
+        registry = served.bench.front.metrics.registry
+        refused = registry.get_sample_value("perwatt_refused_total", {"model": "sums", "reason": "deadline"})
+        answered = registry.get_sample_value(
+            "perwatt_requests_total", {"model": "sums", "route": "infer", "code": "429"}
+        )
+        return refused or 0.0, answered or 0.0
+
+    before = counted()
+    head, asked, tensor = asking(tensors(), extra=f"Traceparent: 00-{'1' * 32}-{'2' * 16}-01\r\n")
+    with served.connect() as connection:
+        connection.sendall(head + asked + tensor)
+        _, headers, _ = answer_of(connection)
+    assert headers["traceparent"].startswith("00-1111")
+    assert counted() == (before[0] + 1, before[1] + 1)
+
+
+@pytest.mark.parametrize("welcome", [True, False])
+def test_bodies_as_large_as_real_ones_do_not_stand_still(served: Sockets, full: Full, welcome: bool) -> None:
+    full.welcome = lambda priority: welcome
+    picture = photo(600, 400)
+    assert 600_000 < len(picture) < MEBIBYTE
+    head = f"POST {CLASSIFY} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+    begun = time.monotonic()
+    with served.connect() as connection:
+        for _ in range(10):
+            connection.sendall(head + picture)
+            assert answer_of(connection)[0] == (200 if welcome else 429)
+    assert time.monotonic() - begun < 5
