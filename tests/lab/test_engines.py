@@ -149,6 +149,7 @@ def test_an_operator_without_a_translation_is_named(engine: str, tmp_path: Path)
         worker.start(60)
 
 
+@pytest.mark.alone
 def test_the_harness_costs_less_than_thirty_microseconds_a_run(case: Case) -> None:
     # Five blocks, of which the median counts; a measured figure is about 0.3 us, a busy machine may make it 3.
     assert 0 < harness_cost_s(case.job(), case.inputs_path, runs=2000) < 30e-6

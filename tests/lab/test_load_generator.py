@@ -31,6 +31,8 @@ from perwatt.lab.load.generator import (
 from perwatt.lab.load.schedule import Schedule, poisson
 from perwatt.lab.load.shot import Behaviour, Shot, post
 
+pytestmark = pytest.mark.alone  # latencies of sent requests are held to the clock
+
 
 def shot(body: bytes = b"picture", behaviour: Behaviour = "plain", after_s: float = 0.0) -> Shot:
     return post("/classify", "localhost", body, name="cat.jpg", model="cat", behaviour=behaviour, after_s=after_s)
