@@ -4,6 +4,8 @@ BIN := .venv/bin
 # Processes that share the tests; those marked alone (of time, of threads) follow in one process, with nothing beside it.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
+# Only their files: collecting all takes as long as many a test.
+ALONE := $(PYTEST) $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
 # Threads of OpenMP that wait by spinning would rob the process beside them.
 SHARED := OMP_WAIT_POLICY=PASSIVE $(PYTEST) -n $(WORKERS) --dist worksteal
 
@@ -26,11 +28,11 @@ bench: .venv/bench  ## the main job: every engine on this machine, one honest ta
 
 test: .venv/test lint  ## everything that gates a change
 	$(SHARED) -m 'not alone'
-	$(PYTEST) -m alone
+	$(ALONE) -m alone
 
 quick: .venv/test  ## the tests under two seconds each
 	$(SHARED) -q -m 'not slow and not alone'
-	$(PYTEST) -q -m 'alone and not slow'
+	$(ALONE) -q -m 'alone and not slow'
 
 lint: .venv/test
 	$(BIN)/ruff format --check .

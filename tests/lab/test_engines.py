@@ -166,6 +166,7 @@ def test_the_table_names_each_engine_once_and_its_files_exist() -> None:
         assert f"class {kind}" in Path(specification.origin).read_text()
 
 
+@pytest.mark.slow
 def test_auto_is_found_on_the_jobs_images_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker finds its numbers where nothing is kept, says what it found, and needs no images the next time."""
     monkeypatch.setenv("PERWATT_CACHE", str(tmp_path / "cache"))

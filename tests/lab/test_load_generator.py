@@ -191,6 +191,7 @@ def test_being_stopped_keeps_what_was_sent() -> None:
     assert np.all(outcome.samples.released_ns >= 0)
 
 
+@pytest.mark.slow
 def test_giving_up_waits_for_what_was_sent_and_for_connections_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(lambda number, body: Reply(delay_s=0.3)) as server:
         generator = Generator(Endpoint("127.0.0.1", server.port), [shot()])
