@@ -1,6 +1,13 @@
 # Two commands do everything on a fresh machine with Python 3.11 or newer: `make bench` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Processes that share the tests; those marked alone (of time, of threads) follow in one process, with nothing beside it.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
+# Only their files: collecting all takes as long as many a test.
+ALONE := $(PYTEST) $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
+# Threads of OpenMP that wait by spinning would rob the process beside them.
+SHARED := OMP_WAIT_POLICY=PASSIVE $(PYTEST) -n $(WORKERS) --dist worksteal
 
 .PHONY: bench test quick lint format clean
 .DEFAULT_GOAL := bench
@@ -20,10 +27,12 @@ bench: .venv/bench  ## the main job: every engine on this machine, one honest ta
 	$(BIN)/perwatt bench alexnet googlenet --profile quick
 
 test: .venv/test lint  ## everything that gates a change
-	$(BIN)/python -m pytest
+	$(SHARED) -m 'not alone'
+	$(ALONE) -m alone
 
 quick: .venv/test  ## the tests under two seconds each
-	$(BIN)/python -m pytest -m 'not slow' -q
+	$(SHARED) -q -m 'not slow and not alone'
+	$(ALONE) -q -m 'alone and not slow'
 
 lint: .venv/test
 	$(BIN)/ruff format --check .

@@ -283,6 +283,8 @@ def _is_precise(group: Group, alive: list[Lane], session: Session) -> bool:
     found = references_of(group)
     kept = figures.references_by_case(found)
     judged = [figures.with_judgement(row, kept.get((row.network, row.batch), {})) for row in rows]
+    if not any(row.status == "ok" for row in judged if row.engine != NULL):
+        return True  # wrong answers stay wrong: no interval is left that more rounds could narrow
     width = figures.widest_half_width(
         figures.with_figures(judged, kept, None, session.profile.half_width, session.seed)
     )

@@ -65,7 +65,9 @@ def from_json(name: str, data: object, shape: tuple[int, ...], dtype: np.dtype[n
     if array.size != prod(shape) or (array.ndim != 1 and array.shape != shape):
         raise malformed(f"tensor {name!r}: expected {prod(shape)} numbers, flat or {list(shape)}, got {array.shape}")
     kinds = {"b": "b", "f": "fiu"}.get(dtype.kind, "iu")
-    if array.dtype.kind not in kinds and array.size:
+    if dtype.kind == "u" and array.dtype.kind == "f" and _are_whole(data):
+        array = np.asarray(data, object)  # NumPy makes float64 of whole numbers on both sides of 2^63
+    elif array.dtype.kind not in kinds and array.size:
         raise malformed(f"tensor {name!r}: expected numbers that fit {NAMES[dtype]}, got {array.dtype} values")
     if dtype.kind in "iu" and array.size:
         limits = np.iinfo(dtype.str)
@@ -73,6 +75,10 @@ def from_json(name: str, data: object, shape: tuple[int, ...], dtype: np.dtype[n
             raise malformed(f"tensor {name!r}: expected numbers that fit {NAMES[dtype]}, got others")
     with np.errstate(over="ignore"):  # a number beyond FP32 becomes infinite, as its binary form would be
         return array.astype(dtype).reshape(shape)
+
+
+def _are_whole(data: list[object]) -> bool:
+    return all(type(number) is int for number in np.asarray(data, object).flat)
 
 
 def elements(name: str, raw: memoryview, number: int) -> tuple[memoryview, ...]:

@@ -304,6 +304,7 @@ def test_two_processes_may_race_for_an_empty_cache() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_measured_peaks_are_of_this_world() -> None:
     speed = peak.multiply_adds(1)
     assert 0.1 < speed < 2000

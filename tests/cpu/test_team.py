@@ -20,6 +20,8 @@ from perwatt.cpu.jit import NativeCode, compile_module
 from perwatt.cpu.team import BARRIER, Team, one_cpu_of_each_core, places, shared_team
 from perwatt.errors import EngineError, InputError
 
+pytestmark = pytest.mark.alone  # spinning, sleeping and processor time of threads
+
 # mark:      arguments = cells, step, failures; a thread writes the step's number into its own cell.
 # slow_mark: as mark, but thread 0 counts to arguments[3] first.
 # verify:    a thread counts into its own failures how many cells of the team do not hold the number.

@@ -149,6 +149,7 @@ def test_an_operator_without_a_translation_is_named(engine: str, tmp_path: Path)
         worker.start(60)
 
 
+@pytest.mark.alone
 def test_the_harness_costs_less_than_thirty_microseconds_a_run(case: Case) -> None:
     # Five blocks, of which the median counts; a measured figure is about 0.3 us, a busy machine may make it 3.
     assert 0 < harness_cost_s(case.job(), case.inputs_path, runs=2000) < 30e-6
@@ -165,6 +166,7 @@ def test_the_table_names_each_engine_once_and_its_files_exist() -> None:
         assert f"class {kind}" in Path(specification.origin).read_text()
 
 
+@pytest.mark.slow
 def test_auto_is_found_on_the_jobs_images_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker finds its numbers where nothing is kept, says what it found, and needs no images the next time."""
     monkeypatch.setenv("PERWATT_CACHE", str(tmp_path / "cache"))

@@ -21,6 +21,8 @@ from perwatt.lab.load.record_file import load
 from perwatt.lab.load.target import Asking, address, prepare
 from perwatt.lab.photographs import find_photographs
 
+pytestmark = pytest.mark.alone  # rates are held to the clock
+
 META = {"name": "cat", "platform": "x", "inputs": [{"name": "data", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]}
 
 

@@ -31,6 +31,8 @@ from perwatt.lab.load.generator import (
 from perwatt.lab.load.schedule import Schedule, poisson
 from perwatt.lab.load.shot import Behaviour, Shot, post
 
+pytestmark = pytest.mark.alone  # latencies of sent requests are held to the clock
+
 
 def shot(body: bytes = b"picture", behaviour: Behaviour = "plain", after_s: float = 0.0) -> Shot:
     return post("/classify", "localhost", body, name="cat.jpg", model="cat", behaviour=behaviour, after_s=after_s)
@@ -189,6 +191,7 @@ def test_being_stopped_keeps_what_was_sent() -> None:
     assert np.all(outcome.samples.released_ns >= 0)
 
 
+@pytest.mark.slow
 def test_giving_up_waits_for_what_was_sent_and_for_connections_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(lambda number, body: Reply(delay_s=0.3)) as server:
         generator = Generator(Endpoint("127.0.0.1", server.port), [shot()])

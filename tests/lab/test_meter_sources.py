@@ -159,6 +159,7 @@ def test_a_plug_is_read_along_the_path(plug: str) -> None:
     assert found.meter.scope == "wall"
 
 
+@pytest.mark.alone
 def test_real_threads_follow_a_real_file_and_say_when_it_has_gone(tmp_path: Path) -> None:
     zone = tmp_path / "sys/class/powercap/intel-rapl:0"
     zone.mkdir(parents=True)

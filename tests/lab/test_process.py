@@ -16,6 +16,8 @@ from perwatt.errors import EngineCrashed, EngineError, EngineMissing, EngineRefu
 from perwatt.lab.engine import Job
 from perwatt.lab.process import BlockRequest, Worker
 
+pytestmark = pytest.mark.alone  # processor time, time-outs and signals of processes
+
 HERE = Path(__file__).parent
 SHAPE = (2, 3, 4, 5)
 BATCHES = 3

@@ -11,6 +11,8 @@ from perwatt.lab.load.claims import NOT_ANSWERED
 from perwatt.lab.load.record import LoadRecord, Run
 from perwatt.lab.load.record_file import load
 
+pytestmark = pytest.mark.alone  # a server and its clients take both cores, and their speeds are compared
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serving.py"
 
 

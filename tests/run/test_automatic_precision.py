@@ -79,6 +79,7 @@ def test_the_plan_tells_storage_and_arithmetic_apart() -> None:
     assert "expected error" in plan
 
 
+@pytest.mark.slow
 def test_a_machine_without_bf16_gets_fp32_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = plain_network()
     x = images(graph, 4)
@@ -94,6 +95,7 @@ def test_a_machine_without_bf16_gets_fp32_arithmetic(monkeypatch: pytest.MonkeyP
         assert abs(model(x) - exact).max() < 8 * 2.0**-7 * abs(exact).max()
 
 
+@pytest.mark.slow
 def test_auto_keeps_the_agreement_and_tells_why() -> None:
     graph = plain_network()
     x = images(graph, 40)
@@ -138,6 +140,7 @@ def test_a_network_that_overflows_fp16_stays_fp32(isa: str, monkeypatch: pytest.
     assert {t.element for t in maps} == {"fp32"}
 
 
+@pytest.mark.slow
 def test_a_mixture_that_never_passes_becomes_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is wrong with a kernel in halves, auto hands out answers of FP32."""
     graph = plain_network()

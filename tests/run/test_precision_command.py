@@ -26,6 +26,7 @@ def beyond_fp16() -> bytes:
     return write(b.finish([b.add("Gemm", [x, b.constant("w3", last)], transB=1)]))
 
 
+@pytest.mark.slow
 def test_what_is_beyond_fp16_stays_fp32_and_is_told_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

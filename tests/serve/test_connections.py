@@ -14,6 +14,8 @@ from http_harness import Sockets, bench, binary_body, expected, json_body, photo
 from perwatt.serve.connection import LEAST_DIRECT
 from perwatt.serve.limits import MEBIBYTE, HttpLimits
 
+pytestmark = pytest.mark.alone  # time-outs of sockets
+
 # Tight enough to be waited for.
 LIMITS = HttpLimits(
     header_s=0.4, receive_s=0.4, least_bytes_per_s=1e9, idle_s=1.0, header_bytes=2000, connections=12,

@@ -259,6 +259,7 @@ def test_closing_refuses_what_is_not_finished_in_time() -> None:
     run(scene)
 
 
+@pytest.mark.alone
 def test_an_idle_process_takes_no_processor_time_and_leaves_signals_to_the_server() -> None:
     async def scene() -> None:
         service = await Dispatch.open(null_source((3, 8, 8)))
@@ -278,6 +279,7 @@ def test_an_idle_process_takes_no_processor_time_and_leaves_signals_to_the_serve
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_packages_side_by_side_share_time_and_never_run_at_once(tmp_path: Path) -> None:
     async def scene() -> None:
         cores = Cores()

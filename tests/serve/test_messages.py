@@ -225,6 +225,16 @@ def test_numbers_in_json_arrive_as_they_were_whatever_their_type(name: str, data
         assert found.dtype == dtype
 
 
+def test_whole_numbers_on_both_sides_of_the_signed_range_arrive_to_the_bit() -> None:
+    for values in ([0, 2**63], [2**64 - 1, 1], [2**63 - 1, 2**63 + 1]):
+        for data in (values, [[each] for each in values]):
+            found = from_json("t", data, (2, 1), DATATYPES["UINT64"])
+            assert found.ravel().tolist() == values
+    for bad in ([0, 2**64], [-1, 2**63], [0.5, 2**63], [2.0**63, 0]):
+        with pytest.raises(Refused):
+            from_json("t", bad, (2,), DATATYPES["UINT64"])
+
+
 @pytest.mark.parametrize(("name", "values"), [("UINT8", [256]), ("INT8", [-129]), ("UINT64", [-1]), ("INT32", [1.5])])
 def test_numbers_beyond_their_type_are_refused(name: str, values: list[Any]) -> None:
     with pytest.raises(Refused):

@@ -55,6 +55,7 @@ def watching(shown: list[Progress] | None = None, stop_after: int | None = None)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_digits_reach_97_percent_in_a_minute_and_the_package_answers_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
