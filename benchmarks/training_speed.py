@@ -62,8 +62,10 @@ BARE = {
     "bare, channels last, fused": (torch.channels_last, True),
 }
 MINUTES, BLOCK_S, MOST_STEPS = 4.5, 0.6, 150
-# An interval of fewer rounds or steps is worth little; more of them than this change nothing any more.
-FEWEST_ROUNDS, MOST_ROUNDS, FEWEST_STEPS, MOST_FED_STEPS = 7, 40, 8, 200
+# No verdict of fewer rounds or steps; more of them than this change nothing any more.
+FEWEST_ROUNDS, MOST_ROUNDS, FEWEST_STEPS, MOST_STEPS_FED = 5, 40, 12, 200
+# What a case may take of the minutes, next to another: rounds of several loops need more of it.
+LOOP_SHARE, FED_SHARE = 2, 1
 SIDE, WIDTH, HEIGHT = 224, 500, 375
 # What is asked for: the loop at least so fast as the bare one, steps that wait at most so long.
 LEAST_RATIO, MOST_WAITING = 0.95, 0.05
@@ -199,25 +201,28 @@ def loop_case(network: str, size: int, batch: int, folder: Path, limit_s: float)
         for name in own:
             ratios = [bare / mine for bare, mine in zip(samples[found["rival"]], samples[name], strict=True)]
             low, high = interval(ratios)
-            found[f"{name}_over_bare"] = {"value": statistics.median(ratios), "low": low, "high": high}
+            middle = statistics.median(ratios)
+            found[f"{name}_over_bare"] = {"value": middle, "low": low, "high": high, "count": len(ratios)}
         until.tell(f"round {number + 1}, {'; '.join(f'{name} {share_text(found, name)}' for name in own)}")
         told = all(loop_verdict(found[f"{name}_over_bare"]) != "cannot tell" for name in own)
-        if (told and number + 1 >= FEWEST_ROUNDS) or not until.room(round_s):
+        if told or not until.room(round_s):
             break
     found["images_per_s"] = {name: batch * steps / statistics.median(times) for name, times in samples.items()}
     return found
 
 
 def faster_two(loops: dict[str, Callable[[], float]]) -> dict[str, Callable[[], float]]:
-    """Return the two of the loops that are fastest in the better of two turns, after one that does not count."""
+    """Return the two of the loops that are fastest in one turn, after one that does not count."""
     for run in loops.values():
         run()
-    took = {name: min(run(), run()) for name, run in loops.items()}
+    took = {name: run() for name, run in loops.items()}
     return {name: loops[name] for name in sorted(took, key=lambda name: took[name])[:2]}
 
 
 def loop_verdict(ratio: dict[str, float]) -> str:
     """Return whether a ratio with its interval reaches LEAST_RATIO."""
+    if ratio["count"] < FEWEST_ROUNDS:
+        return "cannot tell"
     return "reached" if ratio["low"] >= LEAST_RATIO else "missed" if ratio["high"] < LEAST_RATIO else "cannot tell"
 
 
@@ -272,7 +277,7 @@ def fed_case(network: str, batch: int, split: Split, cores: int, limit_s: float)
     reserved_s = 4 * statistics.median(memory_s)  # for the steps from memory at the end, and one under way
     waited: list[float] = []
     stepped: list[float] = []
-    share: dict[str, float] = {"value": math.nan, "low": 0.0, "high": 1.0}
+    share: dict[str, float] = {}
     done, told_at = False, time.perf_counter()
     with Batches(split, how, recipe, 1, cores) as batches:
         decoding_s = seconds(lambda: [None for _ in batches.epoch(0, batch)])
@@ -288,12 +293,12 @@ def fed_case(network: str, batch: int, split: Split, cores: int, limit_s: float)
                 waited.append(time.perf_counter() - began)
                 stepped.append(seconds(lambda given=given: learner.learn(given)))
                 count = len(stepped) - 1
-                enough = count >= MOST_FED_STEPS or not until.room(reserved_s)
-                if count > 1 and (enough or time.perf_counter() - told_at > 3):
+                done = count > 0 and (count >= MOST_STEPS_FED or not until.room(reserved_s))
+                if done or (count >= FEWEST_STEPS and time.perf_counter() - told_at > 3):
                     # The first wait of all is the start of a run; those at the start of the other epochs count.
                     share, told_at = waiting_share(waited[1:], stepped[1:]), time.perf_counter()
                     until.tell(f"step {count}, {100 * share['value']:.1f} % waiting")
-                done = count >= FEWEST_STEPS and enough
+                    done = done or fed_verdict(share) != "cannot tell"
             coming.close()
     memory_s += [seconds(lambda: learner.learn(same)) for _ in range(3)]
     return {
@@ -315,11 +320,14 @@ def waiting_share(waited: list[float], stepped: list[float]) -> dict[str, float]
     both = np.array([waited, stepped])
     drawn = both[:, np.random.default_rng(1).integers(len(waited), size=(2000, len(waited)))].sum(2)
     low, high = np.percentile(drawn[0] / drawn.sum(0), (2.5, 97.5))
-    return {"value": sum(waited) / (sum(waited) + sum(stepped)), "low": float(low), "high": float(high)}
+    value = sum(waited) / (sum(waited) + sum(stepped))
+    return {"value": value, "low": float(low), "high": float(high), "count": len(waited)}
 
 
 def fed_verdict(share: dict[str, float]) -> str:
     """Return whether a share of waiting with its interval stays below MOST_WAITING."""
+    if share["count"] < FEWEST_STEPS:
+        return "cannot tell"
     return "reached" if share["high"] < MOST_WAITING else "missed" if share["low"] >= MOST_WAITING else "cannot tell"
 
 
@@ -372,18 +380,18 @@ def main() -> None:
     began = time.perf_counter()
     loops = [case for case in CASES if case[0] in asked.networks.split(",")]
     fed = [case for case in FED if case[0] in asked.fed.split(",")]
-    to_come = len(loops) + len(fed)
+    to_come = LOOP_SHARE * len(loops) + FED_SHARE * len(fed)
 
-    def share_s() -> float:
-        """Return what a case may take: all that are to come share what is left."""
-        return max(0.0, 60 * asked.minutes - (time.perf_counter() - began)) / to_come
+    def share_s(parts: int) -> float:
+        """Return what a case of so many parts may take of what is left."""
+        return parts / to_come * max(0.0, 60 * asked.minutes - (time.perf_counter() - began))
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for network, size, batch in loops:
-            found["loops"].append(loop_case(network, size, batch, folder, share_s()))
+            found["loops"].append(loop_case(network, size, batch, folder, share_s(LOOP_SHARE)))
             print(loop_line(found["loops"][-1]), flush=True)
-            to_come -= 1
+            to_come -= LOOP_SHARE
         if fed:
             pictures = folder / "pictures"
             pictures.mkdir()
@@ -391,9 +399,9 @@ def main() -> None:
             split = open_data(pictures).split("train")
             print(f"{len(split)} JPEGs of {WIDTH}x{HEIGHT}, {found['jpeg_bytes'] / 1000:.0f} kB each on average")
         for network, batch in fed:
-            found["fed"].append(fed_case(network, batch, split, len(machine.cpus), share_s()))
+            found["fed"].append(fed_case(network, batch, split, len(machine.cpus), share_s(FED_SHARE)))
             print(fed_line(found["fed"][-1]), flush=True)
-            to_come -= 1
+            to_come -= FED_SHARE
     told = [loop_verdict(case[f"{name}_over_bare"]) for case in found["loops"] for name in ("plain", "recipe")]
     verdicts = {
         "every loop within 5 % of the bare one": overall(told),
