@@ -147,6 +147,49 @@ def test_adamw_is_pytorchs_with_decay_on_matrices_only() -> None:
         np.testing.assert_allclose(weights(learner.module)[name], value, rtol=0, atol=CLOSE)
 
 
+def test_fused_updates_of_convolutions_are_those_written_out() -> None:
+    """The fused kernel goes over memory, whatever its order: weights, gradients and momenta must share one."""
+    recipe = Recipe(**{**vars(PLAIN), "learning_rate": 2.0, "momentum": 0.9, "weight_decay": 0.01})  # type: ignore[arg-type]
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(3, 5, 2, padding=1), nn.Tanh(), nn.Conv2d(5, 4, 3), nn.Flatten())
+    learner = Learner(network, recipe, 1, 10)
+    value = {name: each.detach().double().clone() for name, each in network.named_parameters()}
+    speed = {name: torch.zeros_like(each) for name, each in value.items()}
+    assert not network[0].weight.is_contiguous()  # else this shows nothing
+    for step in range(4):
+        random = np.random.default_rng(step)
+        images = random.standard_normal((12, 2, 2, 3)).astype(np.float32).transpose(0, 3, 1, 2)
+        learner.learn(Batch(images, random.integers(0, 4, 12)))
+        rate = learning_rate(recipe, step, 10)
+        for name, each in network.named_parameters():
+            assert each.grad.stride() == each.stride()
+            decay = recipe.weight_decay if each.ndim > 1 else 0.0
+            speed[name] = recipe.momentum * speed[name] + each.grad.double() + decay * value[name]
+            value[name] = value[name] - rate * speed[name]
+            torch.testing.assert_close(each.detach().double(), value[name], rtol=0, atol=CLOSE)
+
+
+def test_clipping_leaves_what_is_short_enough_and_lets_no_nan_through_unseen() -> None:
+    def gradients(clip: float, spoil: bool = False) -> tuple[list[torch.Tensor], float]:
+        learner = Learner(module(), Recipe(**{**vars(PLAIN), "clip": clip}), 1, 10)  # type: ignore[arg-type]
+        given = batch(0)
+        if spoil:
+            given.images[0] = math.nan
+        learner.learn(given)
+        return [each.grad for each in learner.learned], float(learner.norm)
+
+    free, _ = gradients(0)
+    wide, norm = gradients(1e3)
+    assert all(torch.equal(one, other) for one, other in zip(free, wide, strict=True))
+    assert norm == pytest.approx(math.sqrt(sum(float((each.double() ** 2).sum()) for each in free)), rel=1e-5)
+    cut, _ = gradients(norm / 2)
+    for one, other in zip(free, cut, strict=True):
+        torch.testing.assert_close(one / 2, other, rtol=1e-5, atol=0)
+    spoilt, norm = gradients(1e3, spoil=True)
+    assert math.isnan(norm)
+    assert all(each.isnan().all() for each in spoilt)
+
+
 def test_class_weights_weigh_by_the_inverse_of_the_count() -> None:
     labels = np.array([0] * 6 + [1] * 2 + [2])
     found = class_weights(labels, 3)
