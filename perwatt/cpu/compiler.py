@@ -4,14 +4,13 @@ LLVM's middle passes run at a low level with vectorising and unrolling off: kern
 laid out, and hoisting and re-rolling only costs registers.
 """
 
+import importlib
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import llvmlite
-import llvmlite.binding as llvm
-
 from perwatt import settings
+from perwatt.cpu import target_file
 from perwatt.machine import Machine, this_machine
 
 # LLVM's names of what a smaller vector unit lacks; switching off the root feature drops all that imply it.
@@ -40,17 +39,40 @@ DEFAULT_OPTIONS = Options()
 
 
 @cache
-def start_llvm() -> None:
-    """Make LLVM ready for the processor of this process (once)."""
+def llvm_here() -> Any:
+    """Return LLVM's bindings, made ready for the processor of this process.
+
+    Loaded only when something is to be compiled: a start that finds its kernels on disk does without.
+    """
+    llvm = importlib.import_module("llvmlite.binding")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    return llvm
+
+
+@cache
+def _facts() -> dict[str, str]:
+    """Return LLVM's words for the target of this process, and which LLVM they are of."""
+    kept = target_file.load()
+    if kept is not None and kept.keys() == {"triple", "processor", "features", "compiler"}:
+        return kept
+    llvm = llvm_here()
+    version = ".".join(map(str, llvm.llvm_version_info))
+    facts = {
+        "triple": llvm.get_process_triple(),
+        "processor": llvm.get_host_cpu_name(),
+        "features": llvm.get_host_cpu_features().flatten(),
+        "compiler": f"llvmlite {importlib.import_module('llvmlite').__version__}, LLVM {version}",
+    }
+    target_file.keep(facts)
+    return facts
 
 
 @cache
 def host_target() -> Target:
     """Return the target of the processor this process runs on, with every feature it has."""
-    start_llvm()
-    return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    facts = _facts()
+    return Target(facts["triple"], facts["processor"], facts["features"])
 
 
 @cache
@@ -81,7 +103,7 @@ def target_of(machine: Machine | None = None) -> Target:
 
 def _optimised(source: str, target: Target, options: Options) -> tuple[Any, Any]:
     """Return (TargetMachine, verified and optimised module); raises RuntimeError with LLVM's words on bad IR."""
-    start_llvm()
+    llvm = llvm_here()
     module = llvm.parse_assembly(source)
     module.verify()
     module.triple = target.triple
@@ -121,6 +143,7 @@ def neon_target() -> Target:
 
     Raises RuntimeError when this build of LLVM has no such target.
     """
+    llvm = llvm_here()
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     return Target("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon")
@@ -135,4 +158,4 @@ def assembly(source: str, machine: Machine | Target | None = None, options: Opti
 
 def compiler_version() -> str:
     """Return the version of llvmlite and of the LLVM inside it."""
-    return f"llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}"
+    return _facts()["compiler"]

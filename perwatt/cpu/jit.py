@@ -1,7 +1,8 @@
 """Text LLVM IR -> native code of this process: from the cache on disk or the compiler, linked, with addresses.
 
-Objects are linked by ORC: forty kernels load in about 20 ms, each library frees its pages when the last NativeCode
-that uses it goes, and the code model can be small because one library's code and constants lie in one allocation.
+An object's pages are freed when the last NativeCode that uses it goes, and the code model can be small because one
+object's code and constants lie in one allocation. Objects that `object_file` does not understand are linked by LLVM's
+ORC.
 """
 
 import itertools
@@ -10,9 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
-
-from perwatt.cpu import code_cache
+from perwatt.cpu import code_cache, object_file
 from perwatt.cpu.compile_worker import compile_objects
 from perwatt.cpu.compiler import (
     DEFAULT_OPTIONS,
@@ -21,8 +20,8 @@ from perwatt.cpu.compiler import (
     assembly,
     compile_object,
     host_target,
+    llvm_here,
     machine_here,
-    start_llvm,
     target_of,
 )
 from perwatt.machine import Machine
@@ -60,8 +59,7 @@ _loaded: "weakref.WeakValueDictionary[str, NativeCode]" = weakref.WeakValueDicti
 @cache
 def _linker() -> Any:
     # JITLink rather than RuntimeDyld: it places a library's sections side by side, which the small model needs.
-    start_llvm()
-    target = host_target()
+    llvm, target = llvm_here(), host_target()
     machine = llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.processor, features=target.features, opt=2, reloc="pic", codemodel="small"
     )
@@ -70,7 +68,10 @@ def _linker() -> Any:
 
 def load_object(image: bytes, functions: tuple[str, ...], name: str = "module") -> NativeCode:
     """Link an object file into this process and return its code; functions are the exported names to look up."""
-    builder = llvm.JITLibraryBuilder().add_object_img(image).add_current_process()
+    linked = object_file.link(image, functions)
+    if linked is not None:
+        return NativeCode(name, linked, functions)
+    builder = llvm_here().JITLibraryBuilder().add_object_img(image).add_current_process()
     for function in functions:
         builder.export_symbol(function)
     tracker = builder.link(_linker(), f"{name}.{next(_numbers)}")  # a library's name can be used once only

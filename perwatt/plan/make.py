@@ -16,6 +16,9 @@ Timings = Mapping[tuple[int, str, tuple[tuple[str, int], ...]], float]
 MOST_CANDIDATES = 12
 # The second sweep times so many more tiles of so many algorithms.
 PURSUED, PURSUED_TILES = 2, 3
+# Weights in half the bytes may cost so much time where they are allowed: it is what one asks for who allows them, and
+# less than timing can tell.
+HALVES_TIE = 0.97
 # How much larger the whole network's expected rounding error may be than that of direct FP32 arithmetic by usual
 # kernels (algorithm.USUAL_RUN). The built-in networks' logits come out at 0.8 to 2.8 times ONNX Runtime's error: later
 # layers average out part of what the model adds up.
@@ -148,7 +151,10 @@ def make(
             )
             for candidate in found
         ]
-        measured = sorted((c for c in timed if c.measured_s is not None), key=lambda c: c.seconds)
+        measured = sorted(
+            (c for c in timed if c.measured_s is not None),
+            key=lambda c: c.seconds * (1.0 if c.weights == "fp32" else HALVES_TIE),
+        )
         # What was never timed comes behind: it is there for the error budget, which what was timed may not be able to
         # keep (a large network's tuning may end after its first round).
         pools.append(measured + [c for c in timed if c.measured_s is None])
@@ -192,6 +198,8 @@ def _why(pool: Sequence[Candidate], choice: Candidate) -> str:
     if len(pool) == 1:
         return f"{_how(choice)}; the only candidate"
     if choice == pool[0]:
+        if choice.measured_s is not None and any(c.measured_s and c.measured_s < choice.measured_s for c in pool):
+            return f"{_how(choice)}, as fast as the fastest within noise, with weights in half the bytes"
         alike = sum((c.measured_s is None) == (choice.measured_s is None) for c in pool)
         return f"{_how(choice)}, the least of {alike} candidates"
     return f"{_how(choice)}, the least of those that keep the error budget"

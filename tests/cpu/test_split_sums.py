@@ -87,6 +87,23 @@ def test_any_size(lanes: int, data: st.DataObject) -> None:
     assert (abs(whole - run(SPLIT_SUMS, posed.step, posed.feeds, tiles[0])[0]) <= 2 * allowed(posed)).all()
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_weights_that_overflow_l2_are_cut_to_fit(threads: int) -> None:
+    """Though the outputs are many: a part of the weights stays while all images or pixels pass by."""
+    s, feeds, wanted, may_be = pose(images=30, depth=700, outputs=250, threads=threads, lanes=WIDEST)
+    assert "L2 holds their weights" in str(SPLIT_SUMS.accepts(s)) or threads == 1
+    small = replace(s, machine=replace(s.machine, l2_bytes=1 << 15))
+    assert SPLIT_SUMS.accepts(small) is None
+    for tile in SPLIT_SUMS.tiles(small):
+        assert 4 * 700 / tile["parts"] * tile["columns"] * WIDEST <= 1.3 * (1 << 14)
+    for tile in some_tiles(SPLIT_SUMS, small, np.random.default_rng(1), 2):
+        assert (abs(run(SPLIT_SUMS, small, feeds, tile)[0] - wanted) <= may_be).all(), tile
+    posed = problem(Case(130, 70, (6, 7), images=3, threads=threads, lanes=WIDEST, residual=True))
+    tight = replace(posed, step=replace(posed.step, machine=replace(posed.step.machine, l2_bytes=1 << 15)))
+    assert SPLIT_SUMS.accepts(tight.step) is None
+    check(tight, SPLIT_SUMS, some_tiles(SPLIT_SUMS, tight.step, np.random.default_rng(3), 2))
+
+
 def test_the_result_depends_on_the_cut_not_on_the_team() -> None:
     case = Case(33, 40, (3, 3), images=2, lanes=WIDEST, residual=True)
     layer = {"images": 2, "depth": 333, "outputs": 20, "lanes": WIDEST}

@@ -5,7 +5,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from plan_cases import place_net
+from plan_cases import graph_of, machine, place_net
 from small_graphs import Net, chain, modules
 
 from perwatt.cpu.catalogue import KERNELS
@@ -13,6 +13,7 @@ from perwatt.errors import PlanError, UnsupportedOperator
 from perwatt.graph import Builder
 from perwatt.plan import Algorithm, candidates, make, place, shortlist, tile_key, without_constants
 from perwatt.plan.algorithm import allowed_error
+from perwatt.plan.precision import Allowance, Precision
 
 MIB = 1 << 20
 
@@ -44,6 +45,21 @@ def test_the_fastest_estimate_is_chosen_and_a_measurement_outweighs_it() -> None
     assert (plan.steps[1].choice.algorithm, plan.steps[1].choice.tile) == (loser.algorithm, loser.tile)
     assert "measured" in plan.steps[1].why
     assert plan.steps[1].choice.measured_s == 1e-9
+
+
+def test_a_tie_goes_to_weights_in_half_the_bytes() -> None:
+    placement = place(graph_of(chain), machine(), 2, (), Precision(Allowance(("fp16",))))
+    found, _ = candidates(placement.steps[1], KERNELS, None)
+    exact = next(c for c in found if c.weights == "fp32")
+    half = next(c for c in found if c.weights == "fp16")
+    for seconds, chosen in ((1.02, half), (1.05, exact)):
+        timings = {
+            (1, exact.algorithm, tile_key(exact.tile)): 1e-4,
+            (1, half.algorithm, tile_key(half.tile)): seconds * 1e-4,
+        }
+        planned = make("net", placement, KERNELS, timings=timings, error_budget=1e9).steps[1]
+        assert planned.choice.algorithm == chosen.algorithm
+        assert ("half the bytes" in planned.why) == (chosen is half)
 
 
 def test_the_workspace_limit_is_kept_or_the_least_named() -> None:

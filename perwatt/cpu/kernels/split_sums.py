@@ -1,4 +1,7 @@
-"""Convolution and fully connected layers whose sums are split: for outputs too few to keep every thread busy.
+"""Convolution and fully connected layers whose sums are split, for one of two reasons.
+
+Outputs too few to keep every thread busy get more tasks; and where the weights of a register tile's outputs are more
+than L2 holds, a part of them stays there while all pixels or images pass by.
 
 A sum runs over entries (channel blocks times taps) of a table, as in `tile`; cut into parts, each part of a tile of
 outputs is a task of its own and writes its sums to scratch. A second call, behind the barrier, adds the parts in their
@@ -29,7 +32,7 @@ from perwatt.cpu.kernels.dense import (
     residual_of,
 )
 from perwatt.cpu.kernels.fully_connected import FULLY_CONNECTED
-from perwatt.cpu.kernels.tile import LONGEST_RUN, multiply
+from perwatt.cpu.kernels.tile import LONGEST_RUN, multiply, panel_ahead
 from perwatt.plan.algorithm import Algorithm, Call, Scratch, Step, Tile, Word
 
 # With so many full tiles of outputs for each thread, one more or less to a thread is lost in the whole.
@@ -91,7 +94,7 @@ def partial_sums(lanes: int, rows: int, columns: int, across: int, deep: bool) -
         images, lines, pixels = k.argument(Slot.IMAGES), k.argument(Slot.ROWS), k.argument(Slot.PIXELS)
         sums, plane = k.pointer(More.SUMS), lines * pixels * lanes
         tiles_across = (pixels + (rows - 1)) // rows
-        tiles = lines * tiles_across
+        tiles, entry_floats = lines * tiles_across, lanes * columns * lanes
         # Neighbouring tasks share weights, and neighbouring panels of weights lie side by side.
         first, last = k.share(k.argument(Slot.GROUPS) * parts * images * tiles)
         with k.loop(first, last) as tasks:
@@ -107,10 +110,11 @@ def partial_sums(lanes: int, rows: int, columns: int, across: int, deep: bool) -
             count = (part + 1) * entries // parts - entry
             x = k.pointer(Slot.INPUT) + k.table_entry(k.pointer(Slot.GROUP_INPUTS), group)
             x = x + (image * k.argument(Slot.IMAGE_STRIDE) + line * k.argument(Slot.ROW_STRIDE))
-            weights = k.pointer(Slot.WEIGHTS) + (group * entries + entry) * (lanes * columns * lanes)
+            weights = k.pointer(Slot.WEIGHTS) + (group * entries + entry) * entry_floats
             made = multiply(
                 k, [k.constant(0.0)] * (rows * columns), x + pixel * (across * lanes), weights,
                 table + entry * 2, count, rows=rows, columns=columns, row_stride=across * lanes, steps=lanes, deep=deep,
+                ahead=panel_ahead(k, weights, count * entry_floats, place, count, entry_floats),
             )  # fmt: skip
             block = k.table_entry(k.pointer(Slot.CHANNEL_BLOCKS), group)
             target = sums + ((part * images + image) * k.argument(More.BLOCKS) + block) * plane
@@ -175,13 +179,32 @@ def _accepts(step: Step) -> str | None:
     if reason := _whole(step).accepts(step):
         return reason
     work = _work(step)
-    if step.threads == 1:
-        return "one thread has nobody to share a sum with"
     if work.entries == 1:
         return "sums of one block of channels cannot be split"
+    if _spills(step, work):
+        return None
+    if step.threads == 1:
+        return "one thread has nobody to share a sum with"
     if work.vectors >= ENOUGH_TILES * step.threads * _full_tile(step.lanes):
-        return "the outputs alone keep every thread busy"
+        return "the outputs alone keep every thread busy, and L2 holds their weights"
     return None
+
+
+def _cached_bytes(step: Step) -> float:
+    """Return how many bytes of weights should lie in L2 at a time, beside what passes by."""
+    return 0.5 * (step.machine.l2_bytes or 1 << 20)
+
+
+def _panel_bytes(work: _Work, lanes: int, columns: int) -> int:
+    """Return the bytes of the weights of `columns` vectors of outputs."""
+    return 4 * work.entries * lanes * columns * lanes
+
+
+def _spills(step: Step, work: _Work) -> bool:
+    """Return whether weights are read more than once, and L2 does not hold those of the best register tile."""
+    rows, columns = next(register_tiles(step.lanes, work.pixels, work.each))
+    again = work.images * work.lines * -(-work.pixels // rows) > 1
+    return again and _panel_bytes(work, step.lanes, columns) > _cached_bytes(step)
 
 
 def _full_tile(lanes: int) -> int:
@@ -200,7 +223,11 @@ def _tiles(step: Step) -> list[Tile]:
     tiles: list[Tile] = []
     for _, rows, columns in sorted(found)[:4]:
         whole = _tasks(work, rows, columns)
-        counts = {-(-step.threads // whole), -(-2 * step.threads // whole), step.threads}
+        if _spills(step, work):
+            fitting = -(-_panel_bytes(work, step.lanes, columns) // int(_cached_bytes(step)))
+            counts = {fitting, 2 * fitting}
+        else:
+            counts = {-(-step.threads // whole), -(-2 * step.threads // whole), step.threads}
         for parts in sorted({min(work.entries, max(2, count)) for count in counts}):
             tiles.append({"rows": rows, "columns": columns, "parts": parts})
     return tiles
