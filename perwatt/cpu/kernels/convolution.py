@@ -185,7 +185,8 @@ def convolution(shape: Shape) -> Module:
                         rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps, deep=shape.deep,
                         numbers=numbers,
                         ahead=panel_ahead(
-                            k, panel, weights_stride, over_tiles.index - tile_first, entries, panel_floats
+                            k, panel, weights_stride, over_tiles.index - tile_first, tile_last - tile_first, entries,
+                            panel_floats,
                         ),
                     )  # fmt: skip
                     for column in range(columns):

@@ -114,7 +114,7 @@ def partial_sums(lanes: int, rows: int, columns: int, across: int, deep: bool) -
             made = multiply(
                 k, [k.constant(0.0)] * (rows * columns), x + pixel * (across * lanes), weights,
                 table + entry * 2, count, rows=rows, columns=columns, row_stride=across * lanes, steps=lanes, deep=deep,
-                ahead=panel_ahead(k, weights, count * entry_floats, place, count, entry_floats),
+                ahead=panel_ahead(k, weights, count * entry_floats, place, images * tiles, count, entry_floats),
             )  # fmt: skip
             block = k.table_entry(k.pointer(Slot.CHANNEL_BLOCKS), group)
             target = sums + ((part * images + image) * k.argument(More.BLOCKS) + block) * plane

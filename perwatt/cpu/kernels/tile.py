@@ -15,6 +15,7 @@ With FP16 products a register holds two columns, and sums of LONGEST_HALF_RUN pr
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from perwatt.cpu.ir import Index, Kernel, Pointer, Vector, Whole
@@ -28,8 +29,18 @@ LONGEST_HALF_RUN = 32
 HALF_SUMS_ERROR = 8.3e-4
 FP32_NUMBERS = Numbers()
 LINE_FLOATS = 16
-# Cache lines of the next panel that are asked for while an entry of this one is multiplied.
-LINES_AHEAD = 2
+# Cache lines of the next panel that are asked for at most while an entry of this one is multiplied.
+MOST_LINES_AHEAD = 16
+# The same where one tile alone uses a panel: then the weights pass by once, and the processor itself sees them come.
+LINES_ALONE = 2
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What to ask memory for while a tile is multiplied: so many cache lines an entry, from `place` on."""
+
+    place: Pointer
+    lines: Index
 
 
 def ask_for(k: Kernel, place: Pointer, floats: int, *, write: bool = False) -> None:
@@ -39,16 +50,18 @@ def ask_for(k: Kernel, place: Pointer, floats: int, *, write: bool = False) -> N
 
 
 def panel_ahead(
-    k: Kernel, b: Pointer, following: Whole, tile: Index, entries: Index, entry_floats: int
-) -> Pointer:  # fmt: skip
-    """Return `multiply`'s `ahead` for tile number `tile` of those that share the panel b; the next is `following` on.
+    k: Kernel, b: Pointer, following: Whole, tile: Index, tiles: Index, entries: Index, entry_floats: int
+) -> Ahead:  # fmt: skip
+    """Return `multiply`'s `ahead` for one of the `tiles` that share the panel b; the next panel is `following` on.
 
-    The first tiles ask for the next panel, a part each, so that it has come from memory when its turn comes; later ones
-    ask for what is there already, which costs nothing.
+    Each tile asks for its part of the next panel, so that it has come from memory when its turn comes: few tiles for
+    much at a time, many for a line an entry, the last of them for what is there already, which costs nothing.
     """
-    lines = tile * LINES_AHEAD
-    place = b + following + lines * entries * LINE_FLOATS
-    return k.choose_pointer(lines < -(-entry_floats // LINE_FLOATS), place, b)
+    panel = -(-entry_floats // LINE_FLOATS)
+    each = k.minimum_index((tiles + (panel - 1)) // tiles, MOST_LINES_AHEAD)
+    each = k.choose_index(tiles < 2, LINES_ALONE, each)
+    lines = tile * each
+    return Ahead(k.choose_pointer(lines < panel, b + following + lines * entries * LINE_FLOATS, b), each)
 
 
 def multiply(
@@ -66,7 +79,7 @@ def multiply(
     deep: bool = False,
     longest: int = LONGEST_RUN,
     numbers: Numbers = FP32_NUMBERS,
-    ahead: Pointer | None = None,
+    ahead: Ahead | None = None,
 ) -> list[Vector]:
     """Return the accumulators (row-major: row·columns + column) after all entries of the table.
 
@@ -77,7 +90,7 @@ def multiply(
 
     `numbers` says how b is stored; with pairs of BF16 on both sides, steps and strides count pairs.
 
-    `ahead` is what to ask memory for meanwhile: LINES_AHEAD cache lines an entry from there, see `panel_ahead`.
+    `ahead` is what to ask memory for meanwhile, see `panel_ahead`.
     """
     if numbers.halves:
         return _in_halves(k, accumulators, a, b, table, entries, rows, columns, row_stride, steps)
@@ -98,7 +111,7 @@ def multiply(
 
 def _run(
     k: Kernel, accumulators: Sequence[Vector], a: Pointer, b: Pointer, table: Pointer, first: Whole, last: Whole,
-    rows: int, columns: int, row_stride: int, steps: int, numbers: Numbers, ahead: Pointer | None,
+    rows: int, columns: int, row_stride: int, steps: int, numbers: Numbers, ahead: Ahead | None,
 ) -> list[Vector]:  # fmt: skip
     """Return the accumulators after the entries [first, last) of the table, of which there is at least one."""
     kind, vector = FP32 if numbers.pairs else numbers.weights, numbers.panel_words(k.lanes)
@@ -107,8 +120,8 @@ def _run(
         here = a + k.table_entry(table, loop.index)
         panel = b + loop.index * (steps * width)
         if ahead is not None:
-            for line in range(LINES_AHEAD):
-                k.prefetch(ahead, (loop.index * LINES_AHEAD + line) * LINE_FLOATS, locality=2)
+            with k.loop(0, ahead.lines, at_least_once=True) as asking:
+                k.prefetch(ahead.place, (loop.index * ahead.lines + asking.index) * LINE_FLOATS, locality=2)
         sums = list(loop.carried)
         for step in range(steps):
             weights = [load(k, kind, panel, step * width + column * vector) for column in range(columns)]

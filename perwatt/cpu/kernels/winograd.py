@@ -271,13 +271,14 @@ def _products(
     lanes, rows, columns = shape.lanes, shape.rows, shape.columns
     zero, table, entries = k.constant(0.0), k.pointer(Slot.TABLE), k.argument(Slot.GROUP_BLOCKS)
     entry_floats = shape.inner * columns * shape.numbers.panel_words(lanes)
-    with k.loop(0, (count + (rows - 1)) // rows) as over_rows:
+    tiles = (count + (rows - 1)) // rows
+    with k.loop(0, tiles) as over_rows:
         row = k.minimum_index(over_rows.index * rows, k.maximum_index(block - rows, 0))
         sums = multiply(
             k, [zero] * (rows * columns), a + row * shape.inner, b, table, entries,
             rows=rows, columns=columns, row_stride=shape.inner, steps=shape.inner, deep=shape.deep,
             longest=WINOGRAD_RUN, numbers=shape.numbers,
-            ahead=panel_ahead(k, b, following, over_rows.index, entries, entry_floats),
+            ahead=panel_ahead(k, b, following, over_rows.index, tiles, entries, entry_floats),
         )  # fmt: skip
         place = m + row * lanes
         for column in range(columns):
