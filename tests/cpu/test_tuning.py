@@ -1,0 +1,73 @@
+"""Tuning: what was timed in different minutes is not compared as it stands; the best few meet in turns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from small_graphs import Net
+
+from perwatt.cpu import tuning
+from perwatt.cpu.catalogue import KERNELS
+from perwatt.cpu.team import shared_team
+from perwatt.machine import this_machine
+from perwatt.passes import apply
+from perwatt.plan import consider, place
+
+A, B, C, OTHER = (0, "a", ()), (0, "b", ()), (0, "c", ()), (1, "a", ())
+
+
+def test_times_of_another_minute_are_moved_to_that_of_the_final() -> None:
+    timed = {A: 1.0, B: 1.1, C: 1.5, OTHER: 7.0}
+    # The machine runs at half the speed now, and b is the faster one.
+    adjusted = tuning._adjusted(timed, {A: 2.4, B: 2.0})
+    assert adjusted[A] == 2.4
+    assert adjusted[B] == 2.0
+    assert adjusted[C] == pytest.approx(1.5 * (2.4 + 2.0 / 1.1) / 2), "c did not get faster by sitting out"
+    assert adjusted[OTHER] == 7.0
+    assert min((A, B, C), key=lambda key: adjusted[key]) == B
+    assert tuning._adjusted(timed, {}) == timed
+    assert tuning._adjusted({}, {A: 3.0}) == {A: 3.0}
+
+
+def test_variants_run_in_turns_and_equal_choices_share_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Variant:
+        def __init__(self, name: str, seconds: Sequence[float]) -> None:
+            self.name, self.seconds = name, seconds
+
+        def time_steps(self, repeats: int) -> np.ndarray:
+            order.append(self.name)
+            return np.array([[99.0, 99.0], *[self.seconds] * (repeats - 1)])
+
+    monkeypatch.setattr(tuning, "_keys", lambda plan: plan)
+    variants: Any = [([A, OTHER], Variant("first", (3.0, 5.0))), ([B, OTHER], Variant("second", (2.0, 5.0)))]
+    assert tuning._in_turns(variants) == {A: 3.0, B: 2.0, OTHER: 5.0}, "the first run after another's is not counted"
+    assert order == ["first", "second"] * tuning.TURNS
+
+
+@pytest.mark.slow
+def test_a_slow_minute_during_the_final_hands_the_choice_to_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(1)
+    graph = apply(net.graph(net.conv(net.input(24, 14, 14), 40, 3)))
+    placement = place(graph, this_machine(), 2, (1,))
+    considered = consider(placement, KERNELS, None)
+    team = shared_team(2)
+    shapes = dict(zip(placement.outputs, graph.outputs, strict=True)) | {name: name for name in graph.inputs}
+    arrays = {buffer: np.ones(graph.values[name].shape, np.float32) for buffer, name in shapes.items()}
+    in_turns = tuning._in_turns
+    finals: list[dict[Any, float]] = []
+
+    def slowly(variants: Any) -> dict[Any, float]:
+        finals.append({key: 50 * seconds for key, seconds in in_turns(variants).items()})
+        return finals[-1]
+
+    monkeypatch.setattr(tuning, "_in_turns", slowly)
+    found = tuning.measure(placement, team, arrays, considered=considered, limit_s=20.0)
+    met = {key: seconds for final in finals for key, seconds in final.items()}
+    assert 2 <= len({key for key in met if key[1].startswith(("direct", "winograd"))}) <= tuning.FINALISTS
+    for position, (step, _) in enumerate(considered):
+        own = {key: seconds for key, seconds in found.items() if key[0] == position}
+        if len(step) > 1 and any(key in met for key in own):
+            assert min(own, key=lambda key: own[key]) in met
