@@ -85,6 +85,7 @@ def run(server: Server, tmp_path: Path, *arguments: str) -> int:
     return cli.run(["loadtest", f"http://127.0.0.1:{server.port}", "--out", str(tmp_path / "out"), *arguments])
 
 
+@pytest.mark.slow
 def test_photographs_are_sent_checked_and_kept(
     server: Server, state: Protocol, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

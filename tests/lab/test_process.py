@@ -169,6 +169,7 @@ def test_a_worker_stays_on_the_processors_it_was_given(inputs_path: Path) -> Non
 
 
 @POSIX
+@pytest.mark.slow
 def test_a_worker_dies_with_its_parent_and_ignores_the_terminals_interrupt(inputs_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from perwatt.lab.engine import Job; "

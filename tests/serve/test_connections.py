@@ -218,6 +218,7 @@ def test_a_request_without_one_host_or_with_a_coding_nobody_undoes_is_refused(se
     assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]
 
 
+@pytest.mark.slow
 def test_a_refused_large_body_does_not_hide_its_refusal(served: Sockets) -> None:
     """The reason arrives although the body is still being sent; the connection then ends or goes on."""
     with served.connect() as connection:

@@ -379,7 +379,9 @@ def test_recipes_come_back_as_they_were() -> None:
         from_object({"speed": 1})
 
 
-@pytest.mark.parametrize("network", ["lenet", "googlenet", "squeezenet1.1", "resnet50"])
+@pytest.mark.parametrize(
+    "network", ["lenet", "googlenet", "squeezenet1.1", pytest.param("resnet50", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_halves_learn_what_fp32_learns(network: str, precision: str) -> None:
     """PyTorch's autocast and scaled gradients are the same on a CPU as on a GPU, kernels apart.
