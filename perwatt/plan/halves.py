@@ -19,7 +19,8 @@ def stored_elements(
     """Return how each buffer is stored that is not FP32, by the name of the tensor that owns it.
 
     `root` names the owner of the buffer a tensor lies in; `callers` are the caller's tensors, always FP32. A
-    buffer with several tensors in it (the parts of a concat) is stored in one way.
+    buffer with several tensors in it (the parts of a concat) is stored in one way, and so are the outputs of one step,
+    which one kernel writes.
     """
     if precision.storage == "fp32":
         return {}
@@ -33,6 +34,9 @@ def stored_elements(
             found.add(owner)
             if not _takes(step, tensor) or tensor.name.partition("@")[0] in precision.kept:
                 kept.add(owner)
+    several = [{root(tensor.name) for tensor in step.outputs} for step in steps if len(step.outputs) > 1]
+    while grown := [owners for owners in several if owners & kept and owners - kept]:
+        kept |= set().union(*grown)
     return dict.fromkeys(sorted(found - kept), precision.storage)
 
 

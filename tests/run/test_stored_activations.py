@@ -1,6 +1,7 @@
 """Activations in halves are a permission: by measured times each buffer lies as it is faster, or all are in FP32."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from perwatt.graph import Builder, Graph
 from perwatt.machine import this_machine
 from perwatt.passes import apply
-from perwatt.plan import Considered, Placement, Step, Timings, tile_key, uniform
+from perwatt.plan import Considered, Placement, Step, Timings, place, tile_key, uniform
 from perwatt.run import compile, storage
 
 HALVES = uniform("fp16", "fp16")
@@ -22,6 +23,40 @@ def chain() -> Graph:
         weights = b.constant(f"w{number}", (r.standard_normal((16, 16, 3, 3)) / 12).astype(np.float32))
         x = b.add("Conv", [x, weights], name=f"conv{number}", pads=(1,) * 4)
     return b.finish([x])
+
+
+def siblings() -> Graph:
+    """Return three 1x1 convolutions on one input, which become one step of several outputs, and what follows them."""
+    r, b = np.random.default_rng(4), Builder("siblings")
+    x = b.input("x", (2, 16, 9, 9))
+    x = b.add("Conv", [x, b.constant("w", (r.standard_normal((32, 16, 3, 3)) / 12).astype("f4"))], pads=(1,) * 4)
+    parts = []
+    for number, channels in enumerate((16, 24, 32)):
+        first = b.constant(f"a{number}", (r.standard_normal((channels, 32, 1, 1)) / 6).astype(np.float32))
+        then = b.constant(f"b{number}", (r.standard_normal((16, channels, 3, 3)) / 15).astype(np.float32))
+        y = b.add("Conv", [x, first], name=f"narrow{number}")
+        parts.append(b.add("Conv", [y, then], name=f"wide{number}", pads=(1,) * 4))
+    y = b.add("Concat", parts, axis=1)
+    return b.finish([b.add("Conv", [y, b.constant("last", (r.standard_normal((8, 48, 1, 1)) / 7).astype("f4"))])])
+
+
+@pytest.mark.parametrize("kept", [{"narrow0"}, {"narrow1"}, {"narrow2", "wide1"}, {"wide0"}, set()], ids=str)
+def test_outputs_of_one_step_are_stored_alike(kept: set[str]) -> None:
+    """One kernel writes them all: one of them alone kept in FP32 would be written as halves and read as FP32."""
+    graph = siblings()
+    precision = replace(HALVES, kept=frozenset(kept))
+    placement = place(apply(graph), this_machine(), 2, (), precision)
+    several = [step for step in placement.steps if len(step.outputs) > 1]
+    assert several, "the convolutions were to be merged"
+    for step in placement.steps:
+        assert len({output.element for output in step.outputs}) == 1
+        for output in step.outputs:
+            assert output.element == "fp32" or output.name not in kept
+    assert bool(storage.halved(placement)), "something still lies in halves"
+    x = np.random.default_rng(1).standard_normal((2, 16, 9, 9)).astype(np.float32)
+    exact = np.asarray(compile(graph, tune="estimate")(x))
+    found = np.asarray(compile(graph, tune="estimate", precision=precision)(x))
+    assert np.linalg.norm(found - exact) < 3e-3 * np.linalg.norm(exact)
 
 
 def settled(seconds: Callable[[int, Step], float]) -> tuple[storage.Laid, list[Placement]]:

@@ -212,6 +212,8 @@ def _reason_against(step: Step) -> str | None:
         return "the weights are not constant"
     if len(operand(step, 0).shape) not in (3, 4):
         return "not a convolution over one or two axes"
+    if len({output.element for output in step.outputs}) > 1:
+        return "outputs stored in different numbers"
     return None
 
 
