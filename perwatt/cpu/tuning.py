@@ -111,7 +111,8 @@ def measure(
             variants.clear()
             packed.clear()
         progressed()
-    return _adjusted(timings, results)
+    # Steps that had nothing new to time keep the times they have.
+    return _adjusted(timings, {key: seconds for key, seconds in results.items() if finalists[key[0]]})
 
 
 def _bytes(packed: PackedArrays) -> int:

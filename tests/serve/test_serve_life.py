@@ -147,6 +147,7 @@ def test_sigterm_drains_what_is_inside_and_ends_with_0() -> None:
         assert not Path(f"/proc/{model}").exists()
 
 
+@pytest.mark.alone
 def test_what_does_not_fit_into_the_drain_time_is_refused_and_a_second_signal_stops() -> None:
     with server("--null", "3x4x4@150", "--p99", "60000", "--max-batch", "1", "--drain", "0.4") as made:
         made.ready()
