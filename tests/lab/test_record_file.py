@@ -92,7 +92,7 @@ def write(folder: Path, content: bytes) -> Path:
         (b"[1, 2]", "schema_version"),
         (b'{"schema_version": 99}', "expected 1 or 2, got 99"),
         (b'{"schema_version": 1}', "created"),
-        (gzip.compress(b'{"schema_version": 1}')[:-4], "whole gzip"),
+        pytest.param(gzip.compress(b'{"schema_version": 1}', mtime=0)[:-4], "whole gzip", id="gzip cut off"),
         (b"\x1f\x8b garbage", "gzip"),
     ],
 )
