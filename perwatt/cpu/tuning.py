@@ -79,7 +79,7 @@ def measure(
             plan, code = _variant(placement, team, arrays, lists, number, packed, timings, considered)
             code.run()
             # The lower quartile: neighbours on the machine only ever add time.
-            for key, value in zip(_keys(plan), np.quantile(code.time_steps(REPEATS), 0.25, axis=0), strict=True):
+            for key, value in zip(_keys(plan), np.quantile(_passages(plan, code), 0.25, axis=0), strict=True):
                 timings[key] = min(float(value), timings.get(key, float("inf")))
             if _bytes(packed) > MOST_PACKED_BYTES:
                 packed.clear()  # packing again costs less than memory that may not be there
@@ -123,14 +123,23 @@ def _in_turns(variants: Sequence[tuple[Plan, Code]]) -> dict[Key, float]:
     """Return the seconds of every step in each variant of a network, the variants running in turns."""
     rows: list[list[np.ndarray]] = [[] for _ in variants]
     for _ in range(TURNS):
-        for (_, code), own in zip(variants, rows, strict=True):
-            own.append(code.time_steps(REPEATS)[1:])
+        for (plan, code), own in zip(variants, rows, strict=True):
+            own.append(_passages(plan, code)[1:])
     found: dict[Key, list[np.ndarray]] = {}
     for (plan, _), own in zip(variants, rows, strict=True):
         seconds = np.concatenate(own)
         for position, key in enumerate(_keys(plan)):
             found.setdefault(key, []).append(seconds[:, position])
     return {key: float(np.quantile(np.concatenate(each), 0.25)) for key, each in found.items()}
+
+
+def _passages(plan: Plan, code: Code) -> np.ndarray:
+    """Return the seconds of one passage of every step, float64 [REPEATS, steps].
+
+    Steps of inner levels run several times before those behind them run once; estimates, too, are of one passage.
+    """
+    passages = [plan.placement.repeats(position) for position in range(len(plan.steps))]
+    return code.time_steps(REPEATS) / passages
 
 
 def _adjusted(timings: Mapping[Key, float], results: Mapping[Key, float]) -> dict[Key, float]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from perwatt.errors import PlanError, UnsupportedOperator
 from perwatt.graph.operators import FOREIGN_OPSET
 from perwatt.plan.algorithm import Algorithm, Step, Tile, allowed_error
@@ -157,8 +159,9 @@ def make(
         )
         # What was never timed comes behind: it is there for the error budget, which what was timed may not be able to
         # keep (a large network's tuning may end after its first round).
-        pools.append(measured + [c for c in timed if c.measured_s is None])
-    chosen = within_budget(placement.steps, pools, error_budget)
+        pools.append(measured + _as_estimated_here(measured, [c for c in timed if c.measured_s is None]))
+    passages = [placement.repeats(position) for position in range(len(pools))]
+    chosen = within_budget(placement.steps, pools, error_budget, passages)
     for step, pool, refused, choice in zip(placement.steps, pools, refusals, chosen, strict=True):
         planned.append(PlannedStep(step, choice, _why(pool, choice), (*_others(pool, choice), *refused)))
     offsets, total = arrange(_lifetimes(placement))
@@ -167,10 +170,21 @@ def make(
     return Plan(name, placement, tuple(planned), offsets, total, scratch, threads)
 
 
-def within_budget(steps: Sequence[Step], pools: Sequence[Sequence[Candidate]], error_budget: float) -> list[Candidate]:
+def _as_estimated_here(measured: Sequence[Candidate], others: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates that were not timed, their estimates corrected by how those that were timed came out."""
+    if not measured:
+        return list(others)
+    correction = float(np.median([c.seconds / c.estimated_s for c in measured if c.estimated_s > 0] or [1.0]))
+    return [replace(candidate, estimated_s=candidate.estimated_s * correction) for candidate in others]
+
+
+def within_budget(
+    steps: Sequence[Step], pools: Sequence[Sequence[Candidate]], error_budget: float, passages: Sequence[int]
+) -> list[Candidate]:
     """Return one candidate per step: the first of its pool, then more exact ones until the budget is kept.
 
-    Errors of steps add as squares. Where even the most exact candidates exceed the budget, they are what is returned.
+    `passages`: how often each step runs for a batch, since what a slower candidate loses it loses every time. Errors
+    of steps add as squares. Where even the most exact candidates exceed the budget, they are what is returned.
     """
     chosen = [pool[0] for pool in pools]
     allowed = error_budget**2 * sum(allowed_error(step) ** 2 for step in steps)
@@ -180,7 +194,7 @@ def within_budget(steps: Sequence[Step], pools: Sequence[Sequence[Candidate]], e
         for position, (pool, now) in enumerate(zip(pools, chosen, strict=True)):
             better = next((c for c in pool if c.error < now.error), None)
             if better is not None:
-                loss = max(better.seconds - now.seconds, 1e-9)
+                loss = max((better.seconds - now.seconds) * passages[position], 1e-9)
                 swaps.append(((now.error**2 - better.error**2) / loss, position, better))
         if not swaps:
             break

@@ -15,7 +15,7 @@ from perwatt import settings
 from perwatt.machine import Machine
 from perwatt.plan import Considered, Placement, Step, Tensor, Timings
 
-FORMAT = 1
+FORMAT = 2
 Results = dict[str, dict[str, float]]
 
 

@@ -12,7 +12,7 @@ from perwatt.cpu.catalogue import KERNELS
 from perwatt.cpu.team import shared_team
 from perwatt.machine import this_machine
 from perwatt.passes import apply
-from perwatt.plan import consider, place
+from perwatt.plan import consider, make, place
 
 A, B, C, OTHER = (0, "a", ()), (0, "b", ()), (0, "c", ()), (1, "a", ())
 
@@ -42,9 +42,26 @@ def test_variants_run_in_turns_and_equal_choices_share_their_times(monkeypatch: 
             return np.array([[99.0, 99.0], *[self.seconds] * (repeats - 1)])
 
     monkeypatch.setattr(tuning, "_keys", lambda plan: plan)
-    variants: Any = [([A, OTHER], Variant("first", (3.0, 5.0))), ([B, OTHER], Variant("second", (2.0, 5.0)))]
+    # Step 0 runs twice before step 1 runs once.
+    monkeypatch.setattr(tuning, "_passages", lambda plan, code: code.time_steps(tuning.REPEATS) / (2, 1))
+    variants: Any = [([A, OTHER], Variant("first", (6.0, 5.0))), ([B, OTHER], Variant("second", (4.0, 5.0)))]
     assert tuning._in_turns(variants) == {A: 3.0, B: 2.0, OTHER: 5.0}, "the first run after another's is not counted"
     assert order == ["first", "second"] * tuning.TURNS
+
+
+def test_times_are_of_one_passage_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(8)
+    graph = apply(net.graph(net.conv(net.conv(net.input(16, 12, 12), 16, 3), 16, 3)))
+    placement = place(graph, this_machine(), 1, (2, 4))
+    repeats = [placement.repeats(position) for position in range(len(placement.steps))]
+    assert len(set(repeats)) > 1, repeats
+    plan = make("net", placement, KERNELS)
+
+    class Timed:
+        def time_steps(self, count: int) -> np.ndarray:
+            return np.array([[0.5 * r for r in repeats]] * count)
+
+    assert np.all(tuning._passages(plan, Timed()) == 0.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from perwatt.errors import PlanError, UnsupportedOperator
 from perwatt.graph import Builder
 from perwatt.plan import Algorithm, candidates, make, place, shortlist, tile_key, without_constants
 from perwatt.plan.algorithm import allowed_error
+from perwatt.plan.make import within_budget
 from perwatt.plan.precision import Allowance, Precision
 
 MIB = 1 << 20
@@ -118,6 +119,32 @@ def test_the_error_budget_is_kept_by_what_was_never_timed() -> None:
     allowed = 2.0 * sqrt(sum(allowed_error(step) ** 2 for step in placement.steps))
     assert sqrt(sum(c.error**2 for c in coarsest)) > allowed, "the case must have something to give up"
     assert sqrt(sum(p.choice.error**2 for p in plan.steps)) <= allowed
+
+
+def test_the_error_budget_takes_from_who_loses_least_in_all_passages() -> None:
+    placement = place_net(chain, 1)
+    found, _ = candidates(placement.steps[1], KERNELS, None)
+    step = placement.steps[1]
+    loose, exact = (
+        replace(found[0], estimated_s=seconds, error=error) for seconds, error in ((1e-3, 1.0), (2e-3, 0.0))
+    )
+    slower = replace(exact, estimated_s=2.5e-3)
+    pools = [[loose, exact], [loose, slower]]
+    budget = 1.2 / allowed_error(step) / sqrt(2)  # for one loose candidate of the two
+    assert within_budget([step, step], pools, budget, [1, 1]) == [exact, loose]
+    assert within_budget([step, step], pools, budget, [6, 1]) == [loose, slower], "the first runs six times a batch"
+
+
+def test_estimates_beside_measured_times_are_corrected_by_them() -> None:
+    placement = place_net(chain, 1)
+    found, _ = candidates(placement.steps[1], KERNELS, None)
+    # Everything takes ten times as long as estimated; what was not timed must not look better for that.
+    timings = {(1, c.algorithm, tile_key(c.tile)): 10 * c.estimated_s for c in found[:2]}
+    planned = make("net", placement, KERNELS, timings=timings, error_budget=1e-9).steps[1]
+    least = min(c.error for c in found)
+    untimed = next(c for c in found if c.error == least and c not in found[:2])
+    assert (planned.choice.algorithm, planned.choice.measured_s) == (untimed.algorithm, None)
+    assert planned.choice.estimated_s == pytest.approx(10 * untimed.estimated_s)
 
 
 def test_each_algorithm_offers_tiles_it_can_pay_for() -> None:
