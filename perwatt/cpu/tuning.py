@@ -22,7 +22,7 @@ from perwatt.plan.make import PURSUED, PURSUED_TILES
 Key = tuple[int, str, tuple[tuple[str, int], ...]]
 REPEATS = 3
 FINALISTS = 4
-TURNS = 4  # of each finalist; REPEATS runs each, the first of which finds another's weights in the caches
+TURNS = 4  # of each finalist, REPEATS runs each
 SWEEPS_SHARE = 0.65  # of the time there is; the rest is the final's
 # Packed weights of all candidates that are kept from round to round.
 MOST_PACKED_BYTES = 1 << 30
@@ -101,16 +101,18 @@ def measure(
         finalists.append(sorted(able, key=lambda c, t=times: t[c.algorithm, tile_key(c.tile)])[:FINALISTS])  # type: ignore[misc]
     results: dict[Key, float] = {}
     variants: list[tuple[Plan, Code]] = []
-    last = max(map(len, finalists), default=0) - 1
-    for number in range(last + 1):
+    if _bytes(packed) > MOST_PACKED_BYTES / FINALISTS:
+        packed.clear()  # what the sweeps packed must not part the finalists
+    for number in range(max(map(len, finalists), default=0)):
         if late(1.0):
             break
         variants.append(_variant(placement, team, arrays, finalists, number, packed, timings, considered))
-        if number == last or _bytes(packed) > MOST_PACKED_BYTES:
+        if _bytes(packed) > MOST_PACKED_BYTES:
             results |= _in_turns(variants)
             variants.clear()
             packed.clear()
         progressed()
+    results |= _in_turns(variants)  # also where time ran out: what is built needs little more of it
     # Steps that had nothing new to time keep the times they have.
     return _adjusted(timings, {key: seconds for key, seconds in results.items() if finalists[key[0]]})
 
@@ -124,7 +126,7 @@ def _in_turns(variants: Sequence[tuple[Plan, Code]]) -> dict[Key, float]:
     rows: list[list[np.ndarray]] = [[] for _ in variants]
     for _ in range(TURNS):
         for (_, code), own in zip(variants, rows, strict=True):
-            own.append(code.time_steps(REPEATS)[1:])
+            own.append(code.time_steps(REPEATS))  # its uncounted run is the one that finds another's weights in caches
     found: dict[Key, list[np.ndarray]] = {}
     for (plan, _), own in zip(variants, rows, strict=True):
         seconds = np.concatenate(own)
