@@ -63,7 +63,7 @@ def _path() -> Path | None:
 
 
 def _processor() -> str | None:
-    """Return all that the kernel tells of the kinds of cores here."""
+    """Return all that the kernel tells of the kinds of cores here; None where it tells nothing (a masked /proc)."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -72,7 +72,7 @@ def _processor() -> str | None:
         "\n".join(line for line in core.splitlines() if line.partition(":")[0].strip() not in PASSING)
         for core in text.strip().split("\n\n")
     }
-    return "\n\n".join(sorted(kinds))
+    return "\n\n".join(sorted(kinds)) or None
 
 
 def _library() -> str | None:

@@ -20,9 +20,10 @@ from perwatt.plan import Candidate, Considered, Placement, Plan, Timings, consid
 from perwatt.plan.make import PURSUED, PURSUED_TILES
 
 Key = tuple[int, str, tuple[tuple[str, int], ...]]
-REPEATS = 3
+REPEATS = 3  # of a network; one of a network that takes long, whose steps no short disturbance changes
+LONG_S = 0.2
 FINALISTS = 4
-TURNS = 4  # of each finalist; REPEATS runs each, the first of which finds another's weights in the caches
+TURNS = 4  # of each finalist, REPEATS runs each
 SWEEPS_SHARE = 0.65  # of the time there is; the rest is the final's
 # Packed weights of all candidates that are kept from round to round.
 MOST_PACKED_BYTES = 1 << 30
@@ -77,7 +78,6 @@ def measure(
             if late(SWEEPS_SHARE):
                 return
             plan, code = _variant(placement, team, arrays, lists, number, packed, timings, considered)
-            code.run()
             # The lower quartile: neighbours on the machine only ever add time.
             for key, value in zip(_keys(plan), np.quantile(_passages(plan, code), 0.25, axis=0), strict=True):
                 timings[key] = min(float(value), timings.get(key, float("inf")))
@@ -101,16 +101,18 @@ def measure(
         finalists.append(sorted(able, key=lambda c, t=times: t[c.algorithm, tile_key(c.tile)])[:FINALISTS])  # type: ignore[misc]
     results: dict[Key, float] = {}
     variants: list[tuple[Plan, Code]] = []
-    last = max(map(len, finalists), default=0) - 1
-    for number in range(last + 1):
+    if _bytes(packed) > MOST_PACKED_BYTES / FINALISTS:
+        packed.clear()  # what the sweeps packed must not part the finalists
+    for number in range(max(map(len, finalists), default=0)):
         if late(1.0):
             break
         variants.append(_variant(placement, team, arrays, finalists, number, packed, timings, considered))
-        if number == last or _bytes(packed) > MOST_PACKED_BYTES:
+        if _bytes(packed) > MOST_PACKED_BYTES:
             results |= _in_turns(variants)
             variants.clear()
             packed.clear()
         progressed()
+    results |= _in_turns(variants)  # also where time ran out: what is built needs little more of it
     # Steps that had nothing new to time keep the times they have.
     return _adjusted(timings, {key: seconds for key, seconds in results.items() if finalists[key[0]]})
 
@@ -124,7 +126,7 @@ def _in_turns(variants: Sequence[tuple[Plan, Code]]) -> dict[Key, float]:
     rows: list[list[np.ndarray]] = [[] for _ in variants]
     for _ in range(TURNS):
         for (plan, code), own in zip(variants, rows, strict=True):
-            own.append(_passages(plan, code)[1:])
+            own.append(_passages(plan, code))  # its uncounted run is the one that finds another's weights in caches
     found: dict[Key, list[np.ndarray]] = {}
     for (plan, _), own in zip(variants, rows, strict=True):
         seconds = np.concatenate(own)
@@ -134,12 +136,15 @@ def _in_turns(variants: Sequence[tuple[Plan, Code]]) -> dict[Key, float]:
 
 
 def _passages(plan: Plan, code: Code) -> np.ndarray:
-    """Return the seconds of one passage of every step, float64 [REPEATS, steps].
+    """Return the seconds of one passage of every step, float64 [repeats, steps], after a run that is not counted.
 
     Steps of inner levels run several times before those behind them run once; estimates, too, are of one passage.
     """
     passages = [plan.placement.repeats(position) for position in range(len(plan.steps))]
-    return code.time_steps(REPEATS) / passages
+    seconds = code.time_steps(1)
+    if seconds.sum() < LONG_S:
+        seconds = np.concatenate((seconds, code.time_steps(REPEATS - 1)))
+    return seconds / passages
 
 
 def _adjusted(timings: Mapping[Key, float], results: Mapping[Key, float]) -> dict[Key, float]:

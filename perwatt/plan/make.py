@@ -221,17 +221,19 @@ def _why(pool: Sequence[Candidate], choice: Candidate) -> str:
 
 def _others(pool: Sequence[Candidate], choice: Candidate) -> list[tuple[str, str]]:
     """Return, for each other algorithm, why its best candidate was not taken."""
-    seen = {choice.algorithm}
+    seen, place = {choice.algorithm}, pool.index(choice)
     reasons = []
-    for candidate in pool:
+    for rank, candidate in enumerate(pool):
         if candidate.algorithm in seen:
             continue
         seen.add(candidate.algorithm)
         times = candidate.seconds / max(choice.seconds, 1e-12)
         if candidate.measured_s is None and choice.measured_s is not None:
             reason = f"{_how(candidate)}, not timed"
-        elif candidate.seconds < choice.seconds:
+        elif rank < place:
             reason = f"{_how(candidate)}, but an error of {candidate.error:.1e} is over the network's budget"
+        elif candidate.seconds < choice.seconds:
+            reason = f"{_how(candidate)}, faster by less than noise, with weights in twice the bytes"
         else:
             reason = f"{_how(candidate)}, {times:.2f} times as long"
         reasons.append((candidate.algorithm, reason))

@@ -1,6 +1,7 @@
 """Tuning: what was timed in different minutes is not compared as it stands; the best few meet in turns."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from perwatt.cpu.catalogue import KERNELS
 from perwatt.cpu.team import shared_team
 from perwatt.machine import this_machine
 from perwatt.passes import apply
-from perwatt.plan import consider, make, place
+from perwatt.plan import Candidate, consider, make, place
 
 A, B, C, OTHER = (0, "a", ()), (0, "b", ()), (0, "c", ()), (1, "a", ())
 
@@ -39,17 +40,17 @@ def test_variants_run_in_turns_and_equal_choices_share_their_times(monkeypatch: 
 
         def time_steps(self, repeats: int) -> np.ndarray:
             order.append(self.name)
-            return np.array([[99.0, 99.0], *[self.seconds] * (repeats - 1)])
+            return np.array([self.seconds] * repeats)
 
     monkeypatch.setattr(tuning, "_keys", lambda plan: plan)
     # Step 0 runs twice before step 1 runs once.
     monkeypatch.setattr(tuning, "_passages", lambda plan, code: code.time_steps(tuning.REPEATS) / (2, 1))
     variants: Any = [([A, OTHER], Variant("first", (6.0, 5.0))), ([B, OTHER], Variant("second", (4.0, 5.0)))]
-    assert tuning._in_turns(variants) == {A: 3.0, B: 2.0, OTHER: 5.0}, "the first run after another's is not counted"
+    assert tuning._in_turns(variants) == {A: 3.0, B: 2.0, OTHER: 5.0}
     assert order == ["first", "second"] * tuning.TURNS
 
 
-def test_times_are_of_one_passage_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_of_one_passage_of_a_step() -> None:
     net = Net(8)
     graph = apply(net.graph(net.conv(net.conv(net.input(16, 12, 12), 16, 3), 16, 3)))
     placement = place(graph, this_machine(), 1, (2, 4))
@@ -61,7 +62,46 @@ def test_times_are_of_one_passage_of_a_step(monkeypatch: pytest.MonkeyPatch) -> 
         def time_steps(self, count: int) -> np.ndarray:
             return np.array([[0.5 * r for r in repeats]] * count)
 
-    assert np.all(tuning._passages(plan, Timed()) == 0.5)  # type: ignore[arg-type]
+    code: Any = Timed()
+    assert np.all(tuning._passages(plan, code) == 0.5)
+    assert len(tuning._passages(plan, code)) == 1, "a run of seconds is one of few"
+
+
+@pytest.mark.parametrize(
+    ("met", "limit_s", "packed_bytes"),
+    [("abc", 100.0, tuning.MOST_PACKED_BYTES // 4), ("ab", 4.5, 0)],
+    ids=["much packed by the sweeps", "time runs out"],
+)
+def test_what_the_final_has_built_meets_in_turns(
+    met: str, limit_s: float, packed_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, order = [0.0], []
+    sweeps, final = {"a": 1.0, "b": 1.1, "c": 1.2}, {"a": 2.4, "b": 2.0, "c": 2.3}
+
+    class Variant:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def time_steps(self, repeats: int) -> np.ndarray:
+            order.append(self.name)
+            return np.full((repeats, 1), (sweeps if len(order) <= len(sweeps) else final)[self.name])
+
+    def variant(placement: Any, team: Any, arrays: Any, lists: Any, number: int, packed: Any, *_: Any) -> Any:
+        now[0] += 1
+        chosen = lists[0][number]
+        packed[int(now[0]), chosen.algorithm] = np.broadcast_to(np.int8(0), (packed_bytes,))
+        return [(0, chosen.algorithm, ())], Variant(chosen.algorithm)
+
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(tuning, "_variant", variant)
+    monkeypatch.setattr(tuning, "_keys", lambda plan: plan)
+    monkeypatch.setattr(tuning, "_passages", lambda plan, code: code.time_steps(1))
+    considered = [([Candidate(name, {}, 0, 1.0) for name in sweeps], [])]
+    anything: Any = SimpleNamespace(levels=())
+    found = tuning.measure(anything, anything, {}, considered=considered, limit_s=limit_s)
+    assert order == [*sweeps, *met * tuning.TURNS]
+    assert {name: found[0, name, ()] for name in met} == {name: final[name] for name in met}
+    assert min(found, key=lambda key: found[key]) == B
 
 
 @pytest.mark.slow

@@ -61,6 +61,9 @@ def test_a_tie_goes_to_weights_in_half_the_bytes() -> None:
         planned = make("net", placement, KERNELS, timings=timings, error_budget=1e9).steps[1]
         assert planned.choice.algorithm == chosen.algorithm
         assert ("half the bytes" in planned.why) == (chosen is half)
+        other = dict(planned.why_not)[(exact if chosen is half else half).algorithm]
+        assert "budget" not in other, "no error was over it"
+        assert ("less than noise" in other) == (chosen is half)
 
 
 def test_the_workspace_limit_is_kept_or_the_least_named() -> None:

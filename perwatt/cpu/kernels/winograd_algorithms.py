@@ -23,7 +23,6 @@ from perwatt.cpu.kernels.dense import (
     known,
     operand,
     output_offsets,
-    pack_columns,
     padded_bias,
     read_convolution,
     register_tiles,
@@ -32,7 +31,7 @@ from perwatt.cpu.kernels.dense import (
 )
 from perwatt.cpu.kernels.storage import numbers_of, packed, pairs, reason_against, stored
 from perwatt.cpu.kernels.winograd import WINOGRAD_RUN, Shape, winograd_fused, winograd_shared, winograd_staged
-from perwatt.cpu.kernels.winograd_transform import ERRORS, transform_weights
+from perwatt.cpu.kernels.winograd_transform import ERRORS, transform
 from perwatt.plan.algorithm import Algorithm, Call, Operand, Packed, Scratch, Step, Tile, Word
 from perwatt.plan.precision import ELEMENT_BYTES, Element, rounding_error
 
@@ -273,17 +272,17 @@ def calls(kind: Kind, step: Step, tile: Tile) -> tuple[Call, ...]:
 
 
 def _pack(kind: Kind, step: Step, c: Convolution, starts: np.ndarray, tile: Tile) -> np.ndarray:
-    """Return transformed weights [group of channels][α²][input channel][columns·V]."""
-    lanes, weights = step.lanes, known(step, 1)
+    """Return transformed weights [group of channels][α²][input channel][columns·V], transformed in float64."""
+    weights, lanes, width = known(step, 1), step.lanes, tile["columns"] * step.lanes
     channels = c.channels // c.groups
-    padded = blocks(channels, lanes) * lanes
-    transformed = transform_weights(kind.outputs, weights)
-    planes = transformed.shape[0] ** 2
-    full = np.zeros((planes, blocks(c.outputs, lanes) * lanes, padded), np.float32)
-    full[:, : c.outputs, :channels] = transformed.reshape(planes, c.outputs, channels)
-    panels = [pack_columns(plane, starts, lanes, tile["columns"]) for plane in full]
-    stacked = np.stack(panels, axis=1)
-    return pairs(stacked) if kind.arithmetic == "bf16" else packed(stacked, kind.weights)
+    matrix = transform(kind.outputs, kind.taps).weights
+    both = np.kron(matrix, matrix)  # G g Gᵀ as one matrix for the taps in a row
+    taps = weights.reshape(len(weights), channels, -1)
+    panels = np.zeros((len(starts), len(both), blocks(channels, lanes) * lanes, width), np.float32)
+    for panel, start in zip(panels, starts, strict=True):
+        rows = taps[start * lanes : start * lanes + width].T.astype(np.float64)
+        panel[:, :channels, : rows.shape[-1]] = (both @ rows.reshape(len(rows), -1)).reshape(-1, *rows.shape[1:])
+    return pairs(panels) if kind.arithmetic == "bf16" else packed(panels, kind.weights)
 
 
 def error(kind: Kind, step: Step) -> float:

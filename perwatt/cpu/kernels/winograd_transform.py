@@ -65,15 +65,6 @@ def transform(outputs: int, taps: int) -> Transform:
     return Transform(outputs, taps, np.where(abs(inputs) < 1e-12, 0.0, inputs), weights, result)
 
 
-def transform_weights(outputs: int, kernels: np.ndarray) -> np.ndarray:
-    """Return G g Gᵀ in float64 for kernels (K, C, r, r): an array (α, α, K, C)."""
-    matrix = transform(outputs, kernels.shape[-1]).weights
-    size, count = len(matrix), kernels.shape[0] * kernels.shape[1]
-    # One matrix product on flattened taps: (G ⊗ G) · g.
-    flat = np.kron(matrix, matrix) @ kernels.reshape(count, -1).T.astype(np.float64)
-    return np.asarray(flat.reshape(size, size, kernels.shape[0], kernels.shape[1]))
-
-
 def apply(k: Kernel, matrix: np.ndarray, values: Sequence[Vector]) -> list[Vector]:
     """Return matrix · values, one Vector for each row, sharing what rows of opposite points have in common.
 
