@@ -8,6 +8,7 @@ import typer.main
 
 from perwatt import cli
 from perwatt.lab.check import check
+from perwatt.lab.load import record_file as load_records
 from perwatt.lab.markdown import markdown
 from perwatt.lab.record import Record
 from perwatt.lab.record_file import load
@@ -29,6 +30,22 @@ def test_the_table_follows_from_a_committed_record() -> None:
     record = load(ROOT / name)
     assert not check(record)
     assert table == markdown(record)
+
+
+def test_what_overload_leaves_follows_from_the_record_named_beside_it() -> None:
+    said = re.search(
+        r"(\d+) images/s answered in time, ([\d.]+) of capacity, p99 of\s+those let in (\d+) ms under a limit of (\d+) "
+        r"\(`(records/\S+)`\)",
+        README,
+    )
+    assert said
+    record = load_records.load(ROOT / said[5])
+    claims = {claim.rule: claim for claim in record.claims}
+    (run,) = (run for run in record.runs if run.label == "overload")
+    p99 = claims["p99 latency"]
+    values = (run.figures.goodput_per_s.value, claims["ratio of goodput to rate"].value, 1000 * p99.value)
+    assert tuple(said.groups()[:3]) == (f"{values[0]:.0f}", f"{values[1]:.2f}", f"{values[2]:.0f}")
+    assert float(said[4]) == 1000 * p99.wanted
 
 
 def test_markdown_says_what_the_rows_say(make_record: Callable[..., Record]) -> None:

@@ -5,7 +5,7 @@ counts connections and answers in plain text. All of it is timed here, per messa
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import httptools
@@ -19,8 +19,7 @@ from perwatt.serve.limits import HttpLimits
 CLIENT = "perwatt.client"
 # How long a closed connection may take to hand over what was written to it.
 FLUSH_S = 10.0
-# How long the rest of a refused body is thrown away: closing at once would reset the connection, and the client might
-# never see why it was refused.
+# How long the rest of a refused request is thrown away.
 LINGER_S = 2.0
 # What is received of a body before the application is woken: the less, the more connections there are.
 LEAST_PART, MOST_PART = 1 << 16, 1 << 20
@@ -29,8 +28,7 @@ LEAST_PART, MOST_PART = 1 << 16, 1 << 20
 MOST_FRAMING = 8
 # Where everything is received that is parsed or thrown away: small enough to stay in the processor's cache. With a
 # header little is received at first, so that little of its body passes through the parser.
-_SCRATCH = memoryview(bytearray(1 << 16))
-_TO_PARSE = _SCRATCH[: 1 << 14]
+SCRATCH_BYTES, TO_PARSE_BYTES = 1 << 16, 1 << 14
 # Less than this that is still to come is not worth another way.
 LEAST_DIRECT = 1 << 12
 
@@ -49,8 +47,11 @@ class Door(Protocol):
     def knock(self, scope: Any) -> Knock | None:
         """Return what has to come before a request can be judged, None for one that goes the ordinary way."""
 
-    def refusal(self, scope: Any, knock: Any, head: bytes) -> bytes | None:
-        """Return the whole answer to a request that is refused, None for one that goes the ordinary way."""
+    def refusal(self, scope: Any, knock: Any, head: bytes, stays: bool) -> bytes | None:
+        """Return the whole answer to a request that is refused, None for one that goes the ordinary way.
+
+        stays: whether the connection does, after the answer.
+        """
 
 
 class Client:
@@ -69,6 +70,79 @@ class Client:
             self.task.cancel()
 
 
+class Line:
+    """A connection's transport that closes without losing what was written last.
+
+    A connection closed while something still comes is reset, and then the client may never see its answer. So the
+    client is told that nothing more will be written, and what it sends is thrown away until it closes, for a while.
+    """
+
+    __slots__ = ("_closing", "_loop", "_transport", "_unread")
+
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, unread: Callable[[], bool]
+    ) -> None:
+        self._transport, self._loop, self._unread = transport, loop, unread
+        self._closing = False
+
+    def write(self, data: bytes) -> None:
+        """Write, unless the line is closing."""
+        if not self.is_closing():
+            self._transport.write(data)
+
+    def writelines(self, parts: Iterable[bytes]) -> None:
+        """Write parts together, unless the line is closing."""
+        if not self.is_closing():
+            self._transport.writelines(parts)
+
+    def close(self, linger_s: float = LINGER_S) -> None:
+        """Write no more, and close: at once where nothing is under way, else when the client does or time is over."""
+        if self._closing:
+            return
+        self._closing = True
+        if self._transport.is_closing():
+            return
+        if self._unread():
+            self._transport.resume_reading()
+            try:
+                self._transport.write_eof()
+            except OSError:  # the client has reset it
+                self._transport.abort()
+                return
+            self._loop.call_later(linger_s, self._transport.close)
+            self._loop.call_later(linger_s + FLUSH_S, self._transport.abort)
+        else:
+            self._transport.close()
+            self._loop.call_later(FLUSH_S, self._transport.abort)
+
+    def abort(self) -> None:
+        """Close at once, whatever is lost."""
+        self._closing = True
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed or about to be."""
+        return self._closing or self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        """Receive nothing for a while; what comes after the end is thrown away all the same."""
+        if not self._closing:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Receive again."""
+        if not self._closing:
+            self._transport.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what the transport knows about the connection."""
+        return self._transport.get_extra_info(name, default)
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many bytes were written and have not left."""
+        return self._transport.get_write_buffer_size()
+
+
 class OneWrite:
     """A transport for one response: its header waits for the first part of the body, and both leave in one packet.
 
@@ -77,7 +151,7 @@ class OneWrite:
 
     __slots__ = ("_held", "_transport")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: Line) -> None:
         self._transport = transport
         self._held: bytes | None = None
 
@@ -109,10 +183,10 @@ class Receiver(asyncio.BufferedProtocol):
     all.
     """
 
-    __slots__ = ("_body", "_connection", "_left")
+    __slots__ = ("_body", "_connection", "_left", "_scratch")
 
-    def __init__(self, connection: "Connection") -> None:
-        self._connection = connection
+    def __init__(self, connection: "Connection", scratch: memoryview) -> None:
+        self._connection, self._scratch = connection, scratch
         self._body: memoryview | None = None
         self._left = 0
 
@@ -123,13 +197,15 @@ class Receiver(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to receive; never more than the body, for the next request may follow it."""
         if not self._left:
-            return _TO_PARSE if self._connection.in_header else _SCRATCH
-        return _SCRATCH[: self._left] if self._body is None else self._body[-self._left :]
+            return self._scratch[:TO_PARSE_BYTES] if self._connection.in_header else self._scratch
+        return self._scratch[: self._left] if self._body is None else self._body[-self._left :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what came."""
+        if self._connection.transport.is_closing():
+            return
         if not self._left:
-            self._connection.data_received(bytes(_SCRATCH[:nbytes]))
+            self._connection.data_received(bytes(self._scratch[:nbytes]))
             return
         self._left -= nbytes
         if not self._left:
@@ -158,17 +234,21 @@ class Connection(HttpToolsProtocol):
     limits = HttpLimits()
     on_refused: Callable[[int], None] = staticmethod(lambda status: None)
     door: Door | None = None
+    transport: Line  # type: ignore[assignment]
+    # One for all connections of a server, and so of an event loop: a second server may run in another thread.
+    scratch = memoryview(bytearray(SCRATCH_BYTES))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or refuse it when there are too many."""
-        super().connection_made(transport)
-        self._receiver = Receiver(self)
+        super().connection_made(Line(transport, self.loop, self._unread))  # type: ignore[arg-type]
+        self._receiver = Receiver(self, self.scratch)
         transport.set_protocol(self._receiver)
         self._client = Client()
         self.in_header, self._header_bytes = True, 0
         self._body_bytes = self._framing_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._length = 0
+        self._stalled: asyncio.TimerHandle | None = None
+        self._length, self._most_s = 0, 0.0
         self._at_the_door = False
         self._knock: Knock | None = None
         self._waiting: ASGI3Application | None = None
@@ -182,7 +262,20 @@ class Connection(HttpToolsProtocol):
         """Tell the request that is being answered that nobody waits for it."""
         self._client.leave()
         self._unwatch()
+        self._reads()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give a client that does not read as long as one that sends slowly."""
+        super().pause_writing()
+        limits, size = self.limits, self.transport.get_write_buffer_size()
+        self._reads()
+        self._stalled = self.loop.call_later(limits.receive_s + size / limits.least_bytes_per_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on writing: the client reads."""
+        self._reads()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Pass on what was received; refuse a header that grows too long."""
@@ -197,17 +290,18 @@ class Connection(HttpToolsProtocol):
                 self._refuse(431, f"expected a header of at most {self.limits.header_bytes} bytes")
             self._receive_directly()
             return
-        before = self._body_bytes
+        before, cycle = self._body_bytes, self.cycle
         super().data_received(data)
-        if not self.in_header:
+        if not self.in_header and self.cycle is cycle:  # else the next request has begun, and its counting with it
             self._framing_bytes += len(data) - (self._body_bytes - before)
             if self._framing_bytes > self.limits.header_bytes + MOST_FRAMING * self._body_bytes:
                 self._refuse(431, f"expected at most {self.limits.header_bytes} bytes around the chunks of a body")
-            self._receive_directly()
+        self._receive_directly()
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
+        self._unset_keepalive_if_required()  # one that was refused at the door, just before, may have begun to wait
         self.in_header = True
         self.scope[CLIENT] = self._client  # type: ignore[literal-required]
 
@@ -227,6 +321,8 @@ class Connection(HttpToolsProtocol):
         self.in_header, self._header_bytes = False, 0
         self._body_bytes = self._framing_bytes = 0
         self._unwatch()
+        if self.transport.is_closing():  # what follows a refusal is not done
+            return
         if size > self.limits.header_bytes:
             self._refuse(431, f"expected a header of at most {self.limits.header_bytes} bytes, got {size}")
             return
@@ -235,7 +331,8 @@ class Connection(HttpToolsProtocol):
             return
         limits = self.limits
         # A body beyond the limit is refused by its length; the refused rest is thrown away no longer than a whole one.
-        self._watch(limits.receive_s + min(length or limits.body_bytes, limits.body_bytes) / limits.least_bytes_per_s)
+        self._most_s = limits.receive_s + min(length or limits.body_bytes, limits.body_bytes) / limits.least_bytes_per_s
+        self._watch(self._most_s)
         self._length = length
         self._at_the_door = self.door is not None
         super().on_headers_complete()
@@ -271,7 +368,8 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Let a request in, but not before it was judged at the door where there is one and it can be."""
-        if self._at_the_door and self.door is not None and cycle.keep_alive:
+        # Who does not read answers has to wait for his turn: those of the door are written without.
+        if self._at_the_door and self.door is not None and not self.flow.write_paused:
             knock = self.door.knock(cycle.scope)
             if knock is not None:
                 self._knock, self._waiting = knock, app
@@ -286,7 +384,7 @@ class Connection(HttpToolsProtocol):
         self._knock = self._waiting = None
         assert app is not None
         assert door is not None
-        answer = door.refusal(cycle.scope, knock, bytes(cycle.body[: knock.head_bytes]))
+        answer = door.refusal(cycle.scope, knock, bytes(cycle.body[: knock.head_bytes]), cycle.keep_alive)
         if answer is None:
             super()._start_asgi_task(cycle, app)
             return
@@ -294,6 +392,8 @@ class Connection(HttpToolsProtocol):
         cycle.response_started = cycle.response_complete = True
         cycle.body = bytearray()
         self._turned_away = True
+        if not cycle.keep_alive:
+            self.transport.close(self._most_s)
         self.on_response_complete()
 
     @property
@@ -330,15 +430,9 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the connection, but not for long where it still sends what was refused, or does not read."""
         super().on_response_complete()
-        if self.transport.is_closing():
-            self.loop.call_later(FLUSH_S, self.transport.abort)
-        elif not (self.in_header or self._turned_away) and self.cycle.response_complete:
+        going_on = not (self.transport.is_closing() or self.in_header or self._turned_away)
+        if going_on and self.cycle.response_complete:
             self._watch(LINGER_S)  # it is this request's body that still comes
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close a connection that has been idle, even when its client does not read what was written to it."""
-        super().timeout_keep_alive_handler()
-        self.loop.call_later(FLUSH_S, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP, in JSON like everything else."""
@@ -353,6 +447,16 @@ class Connection(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def _unread(self) -> bool:
+        """Whether a request has begun to come and has not ended."""
+        return not self.in_header or self._header_bytes > 0
+
+    def _reads(self) -> None:
+        """The client reads, or has gone."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
     def _too_slow(self) -> None:
         self._timer = None
         cycle = self.cycle
@@ -364,7 +468,6 @@ class Connection(HttpToolsProtocol):
             self._refuse(408, "expected the whole request sooner; send it faster")
         else:  # nothing was asked, or the answer was given while the body still trickled in
             self.transport.close()
-            self.loop.call_later(FLUSH_S, self.transport.abort)
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer in place of the application and close."""
@@ -376,7 +479,10 @@ class Connection(HttpToolsProtocol):
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
-        self.loop.call_later(FLUSH_S, self.transport.abort)
+        self._client.leave()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
 
 def under(limits: HttpLimits, on_refused: Callable[[int], None], door: Door | None = None) -> type[Connection]:
@@ -385,4 +491,5 @@ def under(limits: HttpLimits, on_refused: Callable[[int], None], door: Door | No
     door: who judges requests before their bodies are received.
     """
     attributes: dict[str, Any] = {"limits": limits, "on_refused": staticmethod(on_refused), "door": door}
+    attributes["scratch"] = memoryview(bytearray(SCRATCH_BYTES))
     return type("LimitedConnection", (Connection,), attributes)

@@ -15,6 +15,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from perwatt.errors import Refused
+from perwatt.serve.datatypes import malformed
 from perwatt.serve.exchange import (
     JSON_LENGTH,
     Headers,
@@ -70,22 +71,22 @@ class Door:
             head = 0
         return Knock(route, headers, head) if head <= min(MOST_HEAD_BYTES, length) else None
 
-    def refusal(self, scope: Mapping[str, Any], knock: Knock, head: bytes) -> bytes | None:
-        """Return the whole answer to a request that is refused, None for one that goes the ordinary way."""
+    def refusal(self, scope: Mapping[str, Any], knock: Knock, head: bytes, stays: bool) -> bytes | None:
+        """Return the whole answer to a request that is refused, None for one that goes the ordinary way.
+
+        stays: whether the connection does, after the answer.
+        """
         front, route = self._front, knock.route
         try:
             permitted(front, scope, knock.headers)
             timeout_s, priority = asked_for(knock.headers, front.limits)
             if head:
-                in_head_s, first = schedule(orjson.loads(head).get("parameters", {}), front.limits)
+                in_head_s, first = schedule(_parameters(head), front.limits)
                 timeout_s = in_head_s or timeout_s
                 priority = first or priority
-            leave(enter(front, route.action, route.model))
             loaded = front.repository.lease(route.model, route.version).loaded
-        except (Refused, orjson.JSONDecodeError, AttributeError):
-            return None  # the ordinary way says what is wrong with it
-        deadline = answered_by(front, timeout_s, time.monotonic(), 0.0)
-        try:
+            leave(enter(front, route.action, route.model))
+            deadline = answered_by(front, timeout_s, time.monotonic(), 0.0)
             with loaded.service.expecting(1, deadline=deadline, priority=priority_of(priority)):
                 return None
         except Refused as refused:
@@ -94,5 +95,19 @@ class Door:
             count_refusal(front, route.model, refused)
             front.of(route.model).answered(route.action, refused.status)
             pairs, body = refusal(refused, echoed_trace(knock.headers))
+            if not stays:
+                pairs.append((b"connection", b"close"))
             lines = [STATUS_LINE[refused.status], *(b"%b: %b\r\n" % pair for pair in pairs)]
         return b"".join((*lines, b"content-length: %d\r\n\r\n" % len(body), body))
+
+
+def _parameters(head: bytes) -> Mapping[str, Any]:
+    """Return the parameters in the JSON in front of tensors. Raises Refused (400)."""
+    try:
+        found = orjson.loads(head)
+    except orjson.JSONDecodeError as error:
+        raise malformed("expected JSON in front of the tensors") from error
+    parameters = found.get("parameters", {}) if isinstance(found, dict) else None
+    if not isinstance(parameters, dict):
+        raise malformed("expected parameters as an object")
+    return parameters

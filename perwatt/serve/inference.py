@@ -91,6 +91,8 @@ async def infer(front: Front, route: Route, scope: Scope, receive: Receive, send
     except Refused as refused:
         status = refused.status
         count_refusal(front, route.model, refused)
+        if client is not None:
+            client.task = None  # whose client goes now has nothing left to be stopped
         if status != GONE:
             await refuse(send, refused, echoed)
     except asyncio.CancelledError:

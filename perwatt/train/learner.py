@@ -226,7 +226,12 @@ def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     # Fused: one pass over a weight, its gradient and its momentum, where PyTorch's own choice makes one a product.
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, fused=True)
+    if recipe.momentum:
+        # Where the first step is skipped (FP16, beyond its range) PyTorch would go on from momenta it never wrote.
+        for each in learned:
+            optimizer.state[each]["momentum_buffer"] = torch.zeros_like(each)
+    return optimizer
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

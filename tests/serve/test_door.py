@@ -324,3 +324,75 @@ def test_bodies_as_large_as_real_ones_do_not_stand_still(served: Sockets, full: 
             connection.sendall(head + picture)
             assert answer_of(connection)[0] == (200 if welcome else 429)
     assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_who_does_not_stay_is_refused_at_the_door_too_and_sees_it(served: Sockets, full: Full, version: str) -> None:
+    """With `Connection: close`, as proxies ask: the body is thrown away, and the connection ends without a reset."""
+    head, asked, tensor = asking(tensors(64), extra="Connection: close\r\n")
+    head = head.replace(b"HTTP/1.1", f"HTTP/{version}".encode())
+    with served.connect() as connection:  # reads first, and never sends its body
+        connection.sendall(head + asked)
+        answer = received(connection)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"\r\nconnection: close\r\n" in answer
+        assert b"\r\nretry-after: 1\r\n" in answer
+    with served.connect() as connection:  # sends everything first, in its own time
+        connection.sendall(head + asked)
+        for start in range(0, len(tensor), 4000):
+            connection.sendall(tensor[start : start + 4000])
+            time.sleep(0.05)
+        assert received(connection).startswith(b"HTTP/1.1 429 ")
+    wait_until(lambda: not served.server.server_state.connections)
+    assert len(full.asked) == 2
+
+
+def test_too_many_requests_at_once_are_refused_at_the_door(
+    served: Sockets, full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.bench.front, "requests", LIMITS.requests)
+    head, asked, tensor = asking(tensors(64))
+    with served.connect() as connection:
+        for _ in range(2):
+            connection.sendall(head + asked)
+            assert answer_of(connection)[0] == 429
+            connection.sendall(tensor)
+    assert full.asked == []
+    assert served.bench.front.requests == LIMITS.requests
+
+
+def test_who_reads_no_refusals_is_not_written_more_and_more(served: Sockets, full: Full) -> None:
+    line = f"POST {CLASSIFY} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1\r\n\r\nx".encode()
+    held = 0
+    with served.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(0.5)
+        try:
+            for _ in range(80):
+                connection.sendall(line * 1000)
+                open_now = list(served.server.server_state.connections)
+                held = max([held, *(each.transport.get_write_buffer_size() for each in open_now)])
+        except OSError:  # it is not read from any more, or was let go
+            pass
+    assert held < MEBIBYTE
+
+
+def test_a_refusal_starts_no_clock_for_the_request_behind_it(
+    served: Sockets, full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both come at once: the connection is not idle while the second is answered."""
+    full.welcome = lambda priority: priority == 1
+    monkeypatch.setattr(served.bench.service, "pause_s", 1.5)
+    monkeypatch.setattr(served.server.config, "timeout_keep_alive", 1)
+    images = tensors()
+    both = b"".join(asking(images)) + b"".join(asking(images, parameters={"priority": 1}))
+    with served.connect() as connection:
+        connection.sendall(both)
+        with connection.makefile("rb") as reader:
+            text = reader.readline()
+            while not text.endswith(b'come again"}'):
+                text += reader.read(1)
+        assert text.startswith(b"HTTP/1.1 429 ")
+        status, _, body = answer_of(connection)
+    assert status == 200
+    np.testing.assert_array_equal(first_values(body), expected(images)[1])

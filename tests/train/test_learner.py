@@ -417,6 +417,27 @@ def test_halves_learn_what_fp32_learns(network: str, precision: str) -> None:
         assert alike > (0.9 if precision == "bf16" else 0.98)
 
 
+def test_a_first_step_that_is_skipped_leaves_no_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused update then writes nothing, not even a first momentum; what was not written is filled with NaN here."""
+    recipe = Recipe(**{**vars(PLAIN), "precision": "fp16", "momentum": 0.9})  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        skipped, begun = Learner(module(), recipe, 1, 10), Learner(module(), recipe, 1, 10)
+        skipped.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+        skipped.learn(batch(1))
+        begun.step = skipped.step
+        begun.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+        skipped.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+        for number in (2, 3):
+            skipped.learn(batch(number))
+            begun.learn(batch(number))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, value in weights(skipped.module).items():
+        np.testing.assert_array_equal(value, weights(begun.module)[name])
+
+
 def test_a_gradient_beyond_fp16_is_skipped_and_the_scale_is_kept() -> None:
     recipe = Recipe(**{**vars(PLAIN), "precision": "fp16", "clip": 5.0, "learning_rate": 4.0})  # type: ignore[arg-type]
     learner = Learner(module(), recipe, 1, 10)
