@@ -5,7 +5,7 @@ A kernel is a Python function that receives a `Kernel` and computes with typed v
 `with k.loop(...)` is a loop of the finished machine code. Offsets of loads and stores count floats.
 
     module = Module("double", lanes=16)
-    with module.kernel("double") as k:                      # void double(ptr args, i64 thread, i64 threads)
+    with module.kernel("double") as k:                      # void double(ptr args, i64 thread, i64 threads, ptr claims)
         x, y, vectors = k.pointer(0), k.pointer(1), k.argument(2)
         first, last = k.share(vectors)
         with k.loop(first, last) as loop:
@@ -16,10 +16,13 @@ A kernel is a Python function that receives a `Kernel` and computes with typed v
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import cast
+
+from perwatt.cpu.claims import PARAMETERS, open_claims
 
 
 class Index:
@@ -231,7 +234,7 @@ class Module:
 
     @contextmanager
     def kernel(self, name: str) -> Iterator[Kernel]:
-        """Open a kernel `void name(ptr args, i64 thread, i64 threads)`; it is finished when the block ends."""
+        """Open a kernel `void name(ptr args, i64 thread, i64 threads, ptr claims)`, finished when the block ends."""
         k = Kernel(self, name)
         yield k
         self._functions.append(k.finish())
@@ -249,14 +252,15 @@ class Kernel:
         self.thread, self.threads = Index(self, "%thread"), Index(self, "%threads")
         self._lines: list[str] = []
         self._entry: list[str] = []
-        self._count = 0
+        self._numbers = count(1)
         self._block = "entry"
+        self._close: Callable[[], None] = lambda: None
 
     # -- plumbing
 
     def emit(self, operation: str) -> str:
         """Append an instruction that makes a value and return the value's name."""
-        name = f"%v{self._next_number()}"
+        name = f"%v{next(self._numbers)}"
         self._lines.append(f"  {name} = {operation}")
         return name
 
@@ -277,17 +281,28 @@ class Kernel:
 
     def finish(self) -> str:
         """Return the function's text."""
-        lines = ["entry:", *self._entry, *self._lines, "  ret void"]
-        head = f"define void @{self.name}(ptr noalias nocapture readonly %args, i64 %thread, i64 %threads) #0 {{"
-        return "\n".join([head, *lines, "}", 'attributes #0 = { nounwind "prefer-vector-width"="512" }'])
+        self._close()
+        head, end = (
+            f"define void @{self.name}({PARAMETERS}) #0 {{",
+            '}\nattributes #0 = { nounwind "prefer-vector-width"="512" }',
+        )
+        return "\n".join([head, "entry:", *self._entry, *self._lines, "  ret void", end])
 
-    def _next_number(self) -> int:
-        self._count += 1
-        return self._count
-
-    def _start_block(self, name: str) -> None:
+    def start_block(self, name: str) -> str:
+        """Begin a basic block and return the name of the one before."""
+        before, self._block = self._block, name
         self._lines.append(f"{name}:")
-        self._block = name
+        return before
+
+    def later(self, line: str) -> Callable[[str], None]:
+        """Append an instruction whose text becomes known later, by a call of what is returned."""
+        place = len(self._lines)
+        self._lines.append("")
+
+        def known(rest: str) -> None:
+            self._lines[place] = f"  {line}{rest}"
+
+        return known
 
     # -- arguments
 
@@ -317,10 +332,12 @@ class Kernel:
         place = self.emit(f"getelementptr inbounds i64, ptr {table.text}, i64 {self.whole(entry)}")
         return Pointer(self, self.emit(f"load ptr, ptr {place}, align 8, !invariant.load !{{}}"))
 
-    def share(self, count: Whole) -> tuple[Index, Index]:
-        """Return this thread's part [first, last) of `count` equal tasks, in one contiguous run."""
-        amount = Index(self, self.emit(f"add i64 {self.whole(count)}, 0"))
-        return amount * self.thread // self.threads, amount * (self.thread + 1) // self.threads
+    def share(self, tasks: Whole) -> tuple[Index, Index]:
+        """Return [first, last) of so many tasks: what follows runs for every such piece that this thread claims."""
+        for intrinsic in ("smin", "smax"):
+            self.module.declare(f"declare i64 @llvm.{intrinsic}.i64(i64, i64)")
+        first, last, self._close = open_claims(self, self.emit(f"add i64 {self.whole(tasks)}, 0"))
+        return Index(self, first), Index(self, last)
 
     # -- integers
 
@@ -416,7 +433,7 @@ class Kernel:
 
     def scratch(self, floats: int) -> Pointer:
         """Return space on the stack, aligned to a cache line."""
-        name = f"%v{self._next_number()}"
+        name = f"%v{next(self._numbers)}"
         self._entry.append(f"  {name} = alloca [{floats} x float], align 64")
         return Pointer(self, name)
 
@@ -515,22 +532,6 @@ class Kernel:
         text = f"shufflevector {self.vector} {a.text}, {self.vector} {b.text}, <{self.lanes} x i32> <{picked}>"
         return Vector(self, self.emit(text))
 
-    def add_lanes(self, a: Vector) -> Vector:
-        """Return the sum of all lanes, in every lane."""
-        step = self.lanes // 2
-        while step:
-            a = a + self.shuffle(a, a, [lane ^ step for lane in range(self.lanes)])
-            step //= 2
-        return a
-
-    def largest_lane(self, a: Vector) -> Vector:
-        """Return the largest lane, in every lane."""
-        step = self.lanes // 2
-        while step:
-            a = self.maximum(a, self.shuffle(a, a, [lane ^ step for lane in range(self.lanes)]))
-            step //= 2
-        return a
-
     def _call(self, intrinsic: str, *arguments: Vector) -> Vector:
         v, name = self.vector, f"{intrinsic}.v{self.lanes}f32"
         self.module.declare(f"declare {v} @{name}({', '.join([v] * len(arguments))})")
@@ -547,20 +548,19 @@ class Kernel:
         `carry` are vectors that change from round to round; the block must call `loop.carry(...)` with as many.
         `at_least_once` promises start < stop and saves a test.
         """
-        number = self._next_number()
+        number = next(self._numbers)
         before, body, after = self._block, f"body{number}", f"after{number}"
         if at_least_once:
             self.do(f"br label %{body}")
         else:
             enter = self.emit(f"icmp slt i64 {self.whole(start)}, {self.whole(stop)}")
             self.do(f"br i1 {enter}, label %{body}, label %{after}")
-        self._start_block(body)
-        patches: list[tuple[int, str]] = []
+        self.start_block(body)
+        hand: list[Callable[[str], None]] = []
 
         def phi(kind: str, first: str) -> str:
-            name = f"%v{self._next_number()}"
-            patches.append((len(self._lines), f"  {name} = phi {kind} [ {first}, %{before} ], "))
-            self._lines.append("")
+            name = f"%v{next(self._numbers)}"
+            hand.append(self.later(f"{name} = phi {kind} [ {first}, %{before} ], "))
             return name
 
         index = Index(self, phi("i64", self.whole(start)))
@@ -570,11 +570,11 @@ class Kernel:
         last = self._block
         handed = cast(list[Vector], loop._next if loop._next is not None else [])
         assert len(handed) == len(carry), "loop.carry(...) must hand on as many vectors as the loop carries"
-        for (line, text), value in zip(patches, [following, *(v.text for v in handed)], strict=True):
-            self._lines[line] = f"{text}[ {value}, %{last} ]"
+        for known, value in zip(hand, [following, *(v.text for v in handed)], strict=True):
+            known(f"[ {value}, %{last} ]")
         again = self.emit(f"icmp slt i64 {following}, {self.whole(stop)}")
         self.do(f"br i1 {again}, label %{body}, label %{after}")
-        self._start_block(after)
+        self.start_block(after)
         if carry and not at_least_once:
             joined = []
             for final, first in zip(handed, carry, strict=True):
@@ -585,13 +585,13 @@ class Kernel:
     @contextmanager
     def when(self, condition: Condition) -> Iterator[None]:
         """Run the block only where the condition holds."""
-        number = self._next_number()
+        number = next(self._numbers)
         yes, after = f"yes{number}", f"after{number}"
         self.do(f"br i1 {condition.text}, label %{yes}, label %{after}")
-        self._start_block(yes)
+        self.start_block(yes)
         yield
         self.do(f"br label %{after}")
-        self._start_block(after)
+        self.start_block(after)
 
 
 def _float_text(value: float) -> str:

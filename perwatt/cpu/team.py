@@ -56,7 +56,7 @@ class _Crew:
         self.cpus = cpus
         self.spin_ns = spin_ns
         self.code = _code(sleeping)
-        self.memory = np.zeros(team_code.CONTROL_BYTES + team_code.LINE_BYTES, np.uint8)
+        self.memory = np.zeros(team_code.control_bytes(threads) + team_code.LINE_BYTES, np.uint8)
         self.control = -(-self.memory.ctypes.data // team_code.LINE_BYTES) * team_code.LINE_BYTES
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self.native_run = ctypes.CFUNCTYPE(None, pointer, pointer, integer, pointer)(self.code.address("run"))
@@ -177,7 +177,9 @@ class Team:
         """Run a step table on all threads and return when every one has finished.
 
         table: int64 [steps, 4], a row = function address, arguments address, flags, 0. Every thread calls
-        function(arguments, thread, threads) for each row in order; flags & BARRIER: all wait for all after the row.
+        function(arguments, thread, threads, claims) for each row in order; flags & BARRIER: all wait for all after
+        the row. claims are counters at zero for who shares tasks by claiming them (claims.py), null in a team of one;
+        the rows of those who do need the barrier.
         Denormals count as zero inside; the caller's floating-point mode is as before on return.
         Raises ValueError on a table of another shape or type, EngineError after close().
         """

@@ -1,6 +1,6 @@
 """The native side of a thread team, as text LLVM IR: walk a step table in step, wait, fall asleep, wake up.
 
-Every word that threads share stands on a line of its own (128 bytes, since processors fetch lines in pairs).
+Every word that threads share stands on a line of its own.
 A wait has three phases: spin with the processor's pause hint, yield the processor, sleep in the kernel. The one who
 changes a word adds to it first and looks for sleepers after, a sleeper counts itself first and looks at the word
 after, both in one total order (seq_cst), so no wake-up can be lost (Dekker's argument).
@@ -9,7 +9,8 @@ after, both in one total order (seq_cst), so no wake-up can be lost (Dekker's ar
 import sys
 import time
 
-LINE_BYTES = 128
+from perwatt.cpu.claims import LINE_BYTES, SETS
+
 # Byte offsets of the control block; the numbers in CODE are these.
 GENERATION = 0 * LINE_BYTES  # i32: one more for every run
 GENERATION_SLEEPERS = 1 * LINE_BYTES  # i32
@@ -20,11 +21,18 @@ JOB = 5 * LINE_BYTES  # ptr table, i64 steps, ptr times or null
 SETTINGS = 6 * LINE_BYTES  # i32 threads, i32 stop, i64 ns: idle spin, idle yield, barrier spin, barrier yield
 MUTEX = 7 * LINE_BYTES  # pthread_mutex_t, only where there is no futex
 CONDITION = 8 * LINE_BYTES  # pthread_cond_t
-CONTROL_BYTES = 9 * LINE_BYTES
+CLAIMS = 9 * LINE_BYTES  # SETS times a line for each thread, see claims.py
+
+
+def control_bytes(threads: int) -> int:
+    """Return the size of a team's control block."""
+    return CLAIMS + SETS * threads * LINE_BYTES
+
 
 CODE = r"""
 declare i32 @clock_gettime(i32, ptr)
 declare i32 @sched_yield()
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 
 define internal i64 @now() nounwind {
   %time = alloca [2 x i64], align 8
@@ -143,10 +151,25 @@ define internal void @walk(ptr %control, ptr %table, i64 %steps, i64 %thread, i3
 enter:
   %timed = icmp ne ptr %times, null
   %team = zext i32 %threads to i64
+  %alone = icmp eq i32 %threads, 1
+  %all_claims = getelementptr i8, ptr %control, i64 CLAIMS_AT
+  %set_bytes = mul i64 %team, LINE_BYTES
+  %own = mul i64 %thread, LINE_BYTES
   %some = icmp sgt i64 %steps, 0
   br i1 %some, label %step, label %leave
 step:
   %i = phi i64 [0, %enter], [%next, %advance]
+  %set = phi i64 [0, %enter], [%set_after, %advance]
+  %set_up = add i64 %set, 1
+  %set_over = icmp eq i64 %set_up, CLAIM_SETS
+  %set_after = select i1 %set_over, i64 0, i64 %set_up
+  %claims_at = mul i64 %set, %set_bytes
+  %claims_here = getelementptr i8, ptr %all_claims, i64 %claims_at
+  %claims = select i1 %alone, ptr null, ptr %claims_here
+  %after_at = mul i64 %set_after, %set_bytes
+  %after_own = add i64 %after_at, %own
+  %clear = getelementptr i8, ptr %all_claims, i64 %after_own
+  store atomic i64 0, ptr %clear monotonic, align 8
   %offset = shl i64 %i, 5
   %row = getelementptr i8, ptr %table, i64 %offset
   %arguments_at = getelementptr i8, ptr %row, i64 8
@@ -154,7 +177,7 @@ step:
   %kernel = load ptr, ptr %row, align 8
   %arguments = load ptr, ptr %arguments_at, align 8
   %flags = load i64, ptr %flags_at, align 8
-  call void %kernel(ptr %arguments, i64 %thread, i64 %team)
+  call void %kernel(ptr %arguments, i64 %thread, i64 %team, ptr %claims)
   %next = add i64 %i, 1
   %more = icmp slt i64 %next, %steps
   %bit = trunc i64 %flags to i1
@@ -225,7 +248,11 @@ begin:
 any:
   %alone = icmp eq i32 %threads, 1
   br i1 %alone, label %work, label %post
-post:
+post:  ; the first set of claims was left as it came, and a worker may be late to its own line
+  %all_claims = getelementptr i8, ptr %control, i64 CLAIMS_AT
+  %team = zext i32 %threads to i64
+  %set_bytes = mul i64 %team, LINE_BYTES
+  call void @llvm.memset.p0.i64(ptr align 8 %all_claims, i8 0, i64 %set_bytes, i1 false)
   %job = getelementptr i8, ptr %control, i64 640
   %steps_at = getelementptr i8, ptr %control, i64 648
   %sleepers = getelementptr i8, ptr %control, i64 128
@@ -393,7 +420,13 @@ def source(architecture: str, sleeping: str) -> str:
     futex_number = 202 if architecture == "x86_64" else 98  # asm/unistd.h; 98 is the number of all newer architectures
     kernel = FUTEX if sleeping == "futex" else CONDITION_VARIABLE
     text = processor + kernel + CODE
-    return text.replace("FUTEX_NUMBER", str(futex_number)).replace("CLOCK_NUMBER", str(time.CLOCK_MONOTONIC))
+    numbers = {
+        "FUTEX_NUMBER": futex_number, "CLOCK_NUMBER": time.CLOCK_MONOTONIC,
+        "CLAIMS_AT": CLAIMS, "CLAIM_SETS": SETS, "LINE_BYTES": LINE_BYTES,
+    }  # fmt: skip
+    for name, number in numbers.items():
+        text = text.replace(name, str(number))
+    return text
 
 
 def default_sleeping(architecture: str) -> str:

@@ -15,7 +15,7 @@ from perwatt import settings
 from perwatt.machine import Machine
 from perwatt.plan import Considered, Placement, Step, Tensor, Timings
 
-FORMAT = 2
+FORMAT = 3  # one more whenever what is measured, or the kernels themselves, have changed much
 Results = dict[str, dict[str, float]]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from perwatt.cpu.claims import LINE_BYTES
 from perwatt.cpu.jit import NativeCode, compile_modules
 from perwatt.cpu.kernels.storage import from_bf16, packed
 from perwatt.machine import Isa, Machine, this_machine
@@ -161,7 +162,6 @@ def run(
         buffers[item.name] = Buffer(item, lanes, None, garbage)
     scratch_floats = -(-algorithm.scratch_bytes(s, tile) // 4)
     scratch = np.full(scratch_floats + 2 * GUARD, CANARY, np.float32)
-    scratch[GUARD : GUARD + scratch_floats] = np.nan
     made: dict[str, np.ndarray] = {}
 
     def address(word: object) -> int:
@@ -190,12 +190,21 @@ def run(
     missing = list({c.function: c for c in calls if (c.function, lanes) not in _code}.values())
     for call, code in zip(missing, compile_modules([c.source() for c in missing], s.machine), strict=True):
         _code[call.function, lanes] = code
-    for call in calls:
-        words = np.array([address(word) for word in call.words], np.int64)
-        entry = _code[call.function, lanes].address(call.function)
-        kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(entry)
-        for thread in range(s.threads):
-            kernel(words.ctypes.data, thread, s.threads)
+    prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    claimed: list[np.ndarray] = []
+    # Twice: the last thread comes first and takes what it can of all tasks; each takes its own run of them.
+    for claiming in (True, False) if s.threads > 1 else (False,):
+        scratch[GUARD : GUARD + scratch_floats] = np.nan
+        for call in calls:
+            words = np.array([address(word) for word in call.words], np.int64)
+            kernel = prototype(_code[call.function, lanes].address(call.function))
+            claims = np.zeros(s.threads * LINE_BYTES // 8, np.int64)
+            for thread in reversed(range(s.threads)):
+                kernel(words.ctypes.data, thread, s.threads, claims.ctypes.data if claiming else None)
+        if claiming:
+            claimed = [buffers[item.name].values() for item in s.outputs]
+    for item, values in zip(s.outputs, claimed, strict=False):
+        np.testing.assert_array_equal(values, buffers[item.name].values(), "who does a task does not matter")
     written = {item.name for item in s.outputs}
     for name, buffer in buffers.items():
         buffer.check(name in written)

@@ -48,8 +48,8 @@ def source(number: int) -> str:
 
 def result(code: jit.NativeCode) -> float:
     values = np.arange(16, dtype=np.float32)
-    prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    prototype(code.address("kernel"))(values.ctypes.data, 0, 1)
+    prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    prototype(code.address("kernel"))(values.ctypes.data, 0, 1, None)
     assert (np.diff(values) == 1).all()
     return float(values[0])
 

@@ -29,9 +29,11 @@ def pad(x: np.ndarray, frame: tuple[int, int, int, int], lanes: int, threads: in
         np.int64,
     )  # fmt: skip
     code = compile_module(str(padding(lanes)), machine(lanes))
-    kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(code.address(f"padding_{lanes}"))
+    kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(
+        code.address(f"padding_{lanes}")
+    )
     for thread in range(threads):
-        kernel(words.ctypes.data, thread, threads)
+        kernel(words.ctypes.data, thread, threads, None)
     assert (target[:lanes] == CANARY).all()
     assert (target[-lanes:] == CANARY).all()
     return target[lanes:-lanes].reshape(shape)

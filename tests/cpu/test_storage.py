@@ -25,8 +25,8 @@ def convert(source: Stored, target: Stored, values: np.ndarray, made: np.ndarray
             store(k, target, value, k.pointer(1), over.index * target.words(lanes))
     code = compile_module(str(module), machine(lanes))
     words = np.array([values.ctypes.data, made.ctypes.data, values.size // lanes], np.int64)
-    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(code.address("convert"))(
-        words.ctypes.data, 0, 1
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(code.address("convert"))(
+        words.ctypes.data, 0, 1, None
     )
     return made
 

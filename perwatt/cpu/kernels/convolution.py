@@ -19,9 +19,11 @@ from perwatt.cpu.kernels.activation import NO_ACTIVATION, Activation, activate
 from perwatt.cpu.kernels.dense import (
     CACHE_BYTES_PER_S,
     FLOPS_PER_S_AND_LANE,
+    LEAST_TILES,
     MEMORY_BYTES_PER_S,
     PRODUCTS_AT_ONCE,
     SPILLED_BYTES_PER_S,
+    TASKS_OF_A_THREAD,
     Convolution,
     blocks,
     first_blocks,
@@ -80,9 +82,8 @@ class Slot(IntEnum):
     CHANNEL_BLOCKS = 17  # table: the first block of V output channels of each group
     GROUP_INPUTS = 18  # table: the offset into the input of each group's convolution group
     PIXEL_CHUNKS = 19  # chunks of pixel tiles in one image
-    GROUP_CHUNKS = 20
-    PIXELS_OUTSIDE = 21  # 1: neighbouring tasks share channels; 0: neighbouring tasks share pixels
-    USED_LANES = 22  # table: how many lanes of each block of V output channels are channels; the others become zeros
+    PIXELS_OUTSIDE = 20  # 1: neighbouring tasks share pixels; 0: neighbouring tasks share channels
+    USED_LANES = 21  # table: how many lanes of each block of V output channels are channels; the others become zeros
 
 
 SLOTS = len(Slot)
@@ -123,7 +124,7 @@ def convolution(shape: Shape) -> Module:
         out_blocks, channel_blocks = k.pointer(Slot.OUTPUT_BLOCKS), k.pointer(Slot.CHANNEL_BLOCKS)
         group_inputs = k.pointer(Slot.GROUP_INPUTS)
         pixels, out_rows, groups = k.argument(Slot.PIXELS), k.argument(Slot.ROWS), k.argument(Slot.GROUPS)
-        pixel_chunks, group_chunks = k.argument(Slot.PIXEL_CHUNKS), k.argument(Slot.GROUP_CHUNKS)
+        pixel_chunks = k.argument(Slot.PIXEL_CHUNKS)
         image_stride, row_stride = k.argument(Slot.IMAGE_STRIDE), k.argument(Slot.ROW_STRIDE)
         out_image_stride, outside = k.argument(Slot.OUTPUT_IMAGE_STRIDE), k.argument(Slot.PIXELS_OUTSIDE)
         numbers, pixel_words = shape.numbers, shape.numbers.output.words(lanes)
@@ -135,71 +136,70 @@ def convolution(shape: Shape) -> Module:
         across = (pixels + (rows - 1)) // rows
         tiles = out_rows * across
         chunks = k.argument(Slot.IMAGES) * pixel_chunks
-        first, last = k.share(chunks * group_chunks)
+        # A task is one group of output channels over one chunk of pixels.
+        first, last = k.share(chunks * groups)
         with k.loop(first, last) as tasks:
-            by_pixel, by_group = tasks.index // group_chunks, tasks.index // chunks
+            by_pixel, by_group = tasks.index // groups, tasks.index // chunks
             pixel_first = outside.equals(1)
             chunk = k.choose_index(pixel_first, by_pixel, tasks.index - by_group * chunks)
-            group_chunk = k.choose_index(pixel_first, tasks.index - by_pixel * group_chunks, by_group)
+            group = k.choose_index(pixel_first, tasks.index - by_pixel * groups, by_group)
             image = chunk // pixel_chunks
             part = chunk - image * pixel_chunks
             tile_first, tile_last = part * tiles // pixel_chunks, (part + 1) * tiles // pixel_chunks
-            group_first, group_last = group_chunk * groups // group_chunks, (group_chunk + 1) * groups // group_chunks
             x_image, y_image = x + image * image_stride, y + image * out_image_stride
-            with k.loop(group_first, group_last) as over_groups:
-                group = over_groups.index
-                block = k.table_entry(channel_blocks, group)
-                panel = weights + group * weights_stride
-                x_group = x_image + k.table_entry(group_inputs, group)
-                if shape.parted:
-                    y_places = [
-                        k.table_pointer(y, (block + column) * 2) + image * k.table_entry(y, (block + column) * 2 + 1)
-                        for column in range(columns)
-                    ]
-                else:
-                    y_places = [y_image + k.table_entry(out_blocks, block + column) for column in range(columns)]
+            block = k.table_entry(channel_blocks, group)
+            panel = weights + group * weights_stride
+            x_group = x_image + k.table_entry(group_inputs, group)
+            if shape.parted:
+                y_places = [
+                    k.table_pointer(y, (block + column) * 2) + image * k.table_entry(y, (block + column) * 2 + 1)
+                    for column in range(columns)
+                ]
+            else:
+                y_places = [y_image + k.table_entry(out_blocks, block + column) for column in range(columns)]
+            if shape.residual:
+                image_residual = residual + image * residual_image_stride
+                residual_places = [
+                    image_residual + k.table_entry(residual_blocks, block + column) for column in range(columns)
+                ]
+            if shape.tail:
+                used = k.pointer(Slot.USED_LANES)
+                kept = [k.lane_range(0, k.table_entry(used, block + column)) for column in range(columns)]
+            start = [k.load(bias + block * lanes, column * lanes) for column in range(columns)]
+            with k.loop(tile_first, tile_last) as over_tiles:
+                row = over_tiles.index // across
+                pixel = k.minimum_index((over_tiles.index - row * across) * rows, pixels - rows)
+                here = x_group + (row * row_stride + pixel * shape.row_stride)
+                place = (row * pixels + pixel) * pixel_words
+                for column in range(columns):
+                    ask_for(k, y_places[column] + place, rows * pixel_words, write=True)
                 if shape.residual:
-                    image_residual = residual + image * residual_image_stride
-                    residual_places = [
-                        image_residual + k.table_entry(residual_blocks, block + column) for column in range(columns)
-                    ]
-                if shape.tail:
-                    used = k.pointer(Slot.USED_LANES)
-                    kept = [k.lane_range(0, k.table_entry(used, block + column)) for column in range(columns)]
-                start = [k.load(bias + block * lanes, column * lanes) for column in range(columns)]
-                with k.loop(tile_first, tile_last) as over_tiles:
-                    row = over_tiles.index // across
-                    pixel = k.minimum_index((over_tiles.index - row * across) * rows, pixels - rows)
-                    here = x_group + (row * row_stride + pixel * shape.row_stride)
-                    place = (row * pixels + pixel) * pixel_words
+                    residual_words = numbers.residual.words(lanes)
+                    same = residual_words == pixel_words
+                    residual_place = place if same else (row * pixels + pixel) * residual_words
                     for column in range(columns):
-                        ask_for(k, y_places[column] + place, rows * pixel_words, write=True)
-                    if shape.residual:
-                        residual_words = numbers.residual.words(lanes)
-                        same = residual_words == pixel_words
-                        residual_place = place if same else (row * pixels + pixel) * residual_words
-                        for column in range(columns):
-                            ask_for(k, residual_places[column] + residual_place, rows * residual_words)
-                    sums = multiply(
-                        k, [start[i % columns] for i in range(rows * columns)], here, panel, table, entries,
-                        rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps, deep=shape.deep,
-                        numbers=numbers,
-                        ahead=panel_ahead(
-                            k, panel, weights_stride, over_tiles.index - tile_first, tile_last - tile_first, entries,
-                            panel_floats,
-                        ),
-                    )  # fmt: skip
-                    for column in range(columns):
-                        for r in range(rows):
-                            value = sums[r * columns + column]
-                            if shape.residual:
-                                other = residual_places[column] + residual_place
-                                value = value + load(k, numbers.residual, other, r * residual_words)
-                            value = activate(k, value, shape.activation)
-                            if shape.tail:
-                                # Zero weights would not do: an infinite input times zero is no number.
-                                value = k.select(kept[column], value, 0.0)
-                            store(k, numbers.output, value, y_places[column] + place, r * pixel_words)
+                        ask_for(k, residual_places[column] + residual_place, rows * residual_words)
+                sums = multiply(
+                    k, [start[i % columns] for i in range(rows * columns)], here, panel, table, entries,
+                    rows=rows, columns=columns, row_stride=shape.row_stride, steps=shape.steps, deep=shape.deep,
+                    numbers=numbers,
+                    ahead=panel_ahead(
+                        k, panel, weights_stride, over_tiles.index - tile_first, tile_last - tile_first, entries,
+                        panel_floats,
+                    ),
+                )  # fmt: skip
+                for column in range(columns):
+                    for r in range(rows):
+                        value = sums[r * columns + column]
+                        if shape.residual:
+                            other = residual_places[column] + residual_place
+                            value = value + load(k, numbers.residual, other, r * residual_words)
+                        value = activate(k, value, shape.activation)
+                        if shape.tail:
+                            # Zero weights would not do: an infinite input times zero is no number.
+                            value = k.select(kept[column], value, 0.0)
+                        store(k, numbers.output, value, y_places[column] + place, r * pixel_words)
+
     return module
 
 
@@ -284,6 +284,14 @@ def _chunkings(step: Step, c: Convolution, tile: Tile) -> list[Tile]:
     if c.images == 1 and tiles >= 2 * step.threads and chunks < tiles:
         ways.append({"pixel_chunks": min(tiles, 4 * step.threads), "group_chunks": 1, "pixels_outside": 1})
     return ways
+
+
+def _pixel_chunks(step: Step, c: Convolution, tile: Tile, groups: int) -> int:
+    """Return the chunks of pixels in an image: more than the tile says where there would be few tasks to share."""
+    tiles = -(-_pixels(c) // tile["rows"]) * (1 if c.pointwise else c.out_height)
+    tasks = c.images * tile["pixel_chunks"] * groups
+    finer = -(-TASKS_OF_A_THREAD * step.threads // tasks) if step.threads > 1 else 1
+    return max(tile["pixel_chunks"], min(tile["pixel_chunks"] * finer, tiles // LEAST_TILES))
 
 
 def _seconds(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> float:
@@ -397,7 +405,7 @@ def _calls(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> tup
         Packed("residual blocks", lambda: residual_offsets(step)), len(starts),
         Packed(f"first blocks {tile['columns']}", lambda: starts),
         Packed(f"group inputs {tile['columns']} {plane_stride}", lambda: group_of * group_stride),
-        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"],
+        _pixel_chunks(step, c, tile, len(starts)), tile["pixels_outside"],
         Packed("used lanes", lambda: used_lanes(step)),
     )  # fmt: skip
     return (*calls, Call(shape.name, _source(shape), words))

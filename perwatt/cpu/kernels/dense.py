@@ -17,6 +17,8 @@ FLOPS_PER_S_AND_LANE = 6.5e9
 CACHE_BYTES_PER_S = 60e9
 SPILLED_BYTES_PER_S = 20e9  # of one core, between L2 and the cache behind it, where it is read again and again
 MEMORY_BYTES_PER_S = 12e9
+# So many tasks let threads of unlike speed finish together; each reads its weights anew, for so many tiles at least.
+TASKS_OF_A_THREAD, LEAST_TILES = 8, 4
 # How many products of a kind pass in the time of one in FP32, for estimates.
 PRODUCTS_AT_ONCE: dict[Element, float] = {"fp32": 1.0, "fp16": 1.9, "bf16": 1.9}
 

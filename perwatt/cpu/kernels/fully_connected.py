@@ -165,7 +165,7 @@ def _calls(weights: Element, arithmetic: Element, step: Step, tile: Tile) -> tup
         Packed("residual blocks", lambda: residual_offsets(step)), len(starts),
         Packed(f"first blocks {tile['columns']}", lambda: starts),
         Packed(f"group inputs {tile['columns']}", lambda: np.zeros(len(starts), np.int64)),
-        tile["pixel_chunks"], tile["group_chunks"], tile["pixels_outside"],
+        tile["pixel_chunks"], tile["pixels_outside"],
         Packed("used lanes", lambda: used_lanes(step)),
     )  # fmt: skip
     return (*calls, Call(shape.name, lambda: str(convolution(shape)), words))

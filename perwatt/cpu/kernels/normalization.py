@@ -189,13 +189,13 @@ def _softmax(k: Kernel, line: _Line, logarithmic: bool) -> None:
 
     with k.loop(0, line.count, carry=[k.constant(-inf)], at_least_once=True) as largest:
         largest.carry([k.maximum(largest.carried[0], read(largest.index, -inf))])
-    top = k.largest_lane(largest.results[0]) if line.across_lanes else largest.results[0]
+    top = _largest_lane(k, largest.results[0]) if line.across_lanes else largest.results[0]
     with k.loop(0, line.count, carry=[k.constant(0.0)], at_least_once=True) as sums:
         value = exponential(k, read(sums.index, -inf) - top)
         if not logarithmic:
             write(value, sums.index)
         sums.carry([sums.carried[0] + k.select(used(sums.index), value, 0.0)])
-    total = k.add_lanes(sums.results[0]) if line.across_lanes else sums.results[0]
+    total = _add_lanes(k, sums.results[0]) if line.across_lanes else sums.results[0]
     scale = logarithm(k, total) if logarithmic else 1.0 / total
     with k.loop(0, line.count, at_least_once=True) as parts:
         if logarithmic:
@@ -285,3 +285,21 @@ LRN = Algorithm(
 SOFTMAX = Algorithm(
     "softmax", ("Softmax", "LogSoftmax"), _accepts_softmax, operands.one_tile, operands.traffic_seconds, _calls_softmax
 )
+
+
+def _add_lanes(k: Kernel, a: Vector) -> Vector:
+    """Return the sum of all lanes, in every lane."""
+    step = k.lanes // 2
+    while step:
+        a = a + k.shuffle(a, a, [lane ^ step for lane in range(k.lanes)])
+        step //= 2
+    return a
+
+
+def _largest_lane(k: Kernel, a: Vector) -> Vector:
+    """Return the largest lane, in every lane."""
+    step = k.lanes // 2
+    while step:
+        a = k.maximum(a, k.shuffle(a, a, [lane ^ step for lane in range(k.lanes)]))
+        step //= 2
+    return a

@@ -64,6 +64,7 @@ class Slot(IntEnum):
     GROUP_BLOCKS = 28  # blocks of V input channels that one output channel reads
     GROUP_INPUTS = 29  # table: where in a plane of the transformed input each group's channels begin
     CHANNELS = 30  # output channels; lanes behind them are written as zeros
+    PARTS = 31  # shared: of the tiles, for each group of output channels
     FIRST_TILE = 31  # staged: the block of tiles this call is for
     TILE_COUNT = 32
     OUTPUT_CHANNEL_BLOCKS = 33  # staged: blocks of V output channels
@@ -143,8 +144,15 @@ def winograd_shared(shape: Shape) -> Module:
         tiles, block, channel_blocks = (k.argument(s) for s in (Slot.TILES, Slot.BLOCK, Slot.CHANNEL_BLOCKS))
         plane = channel_blocks * block * shape.inner + shape.plane_padding
         m = k.pointer(Slot.SCRATCH) + k.thread * k.argument(Slot.SCRATCH_STRIDE)
-        first, last = k.share(k.argument(Slot.GROUPS))
-        _products_and_outputs(k, shape, k.pointer(Slot.TRANSFORMED), plane, m, block, 0, tiles, first, last)
+        parts, lines = k.argument(Slot.PARTS), (tiles + (shape.rows - 1)) // shape.rows
+        first, last = k.share(k.argument(Slot.GROUPS) * parts)
+        with k.loop(first, last) as tasks:
+            group = tasks.index // parts
+            part = tasks.index - group * parts
+            tile = part * lines // parts * shape.rows
+            count = k.minimum_index((part + 1) * lines // parts * shape.rows, tiles) - tile
+            v = k.pointer(Slot.TRANSFORMED) + tile * shape.inner
+            _products_and_outputs(k, shape, v, plane, m, block, tile, count, group, group + 1)
     return module
 
 

@@ -14,9 +14,11 @@ import numpy as np
 from perwatt.cpu.kernels.dense import (
     CACHE_BYTES_PER_S,
     FLOPS_PER_S_AND_LANE,
+    LEAST_TILES,
     MEMORY_BYTES_PER_S,
     PRODUCTS_AT_ONCE,
     SPILLED_BYTES_PER_S,
+    TASKS_OF_A_THREAD,
     Convolution,
     blocks,
     first_blocks,
@@ -255,6 +257,9 @@ def calls(kind: Kind, step: Step, tile: Tile) -> tuple[Call, ...]:
         return (Call(f"{shape.stem}_fused", lambda: str(winograd_fused(shape)), words),)
     if mode == "shared":
         module = f"{shape.stem}_shared"
+        lines, threads = -(-_tile_count(c, outputs) // tile["rows"]), step.threads
+        parts = 1 if threads == 1 else max(1, min(-(-TASKS_OF_A_THREAD * threads // len(starts)), lines // LEAST_TILES))
+        words = (*words, parts)
         return tuple(
             Call(f"{module}_{half}", lambda: str(winograd_shared(shape)), words, module) for half in ("input", "output")
         )
