@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from perwatt import settings
 from perwatt.cpu import team_code
+from perwatt.cpu.claims import LINE_BYTES
 from perwatt.cpu.compiler import host_target, machine_here
 from perwatt.cpu.jit import NativeCode, compile_module
 from perwatt.errors import EngineError
@@ -56,8 +57,8 @@ class _Crew:
         self.cpus = cpus
         self.spin_ns = spin_ns
         self.code = _code(sleeping)
-        self.memory = np.zeros(team_code.control_bytes(threads) + team_code.LINE_BYTES, np.uint8)
-        self.control = -(-self.memory.ctypes.data // team_code.LINE_BYTES) * team_code.LINE_BYTES
+        self.memory = np.zeros(team_code.control_bytes(threads) + LINE_BYTES, np.uint8)
+        self.control = -(-self.memory.ctypes.data // LINE_BYTES) * LINE_BYTES
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self.native_run = ctypes.CFUNCTYPE(None, pointer, pointer, integer, pointer)(self.code.address("run"))
         self.native_serve = ctypes.CFUNCTYPE(None, pointer, integer)(self.code.address("serve"))
@@ -76,7 +77,7 @@ class _Crew:
         """Start the workers; raises EngineError when the system gives no more threads."""
         self.memory[:] = 0
         start = self.control - self.memory.ctypes.data + team_code.SETTINGS
-        line = self.memory[start : start + team_code.LINE_BYTES]
+        line = self.memory[start : start + LINE_BYTES]
         line[0:4].view(np.int32)[0] = self.size
         # More threads than CPUs: who waits must make room at once for who works.
         crowded = self.size > usable_cpus()
