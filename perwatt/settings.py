@@ -25,7 +25,11 @@ SETTINGS = (
     Setting("PERWATT_CACHE", "", "folder for compiled code, tuning results, weights; empty: the user's cache folder"),
     Setting("PERWATT_THREADS", "", "threads of perwatt's own engine; empty: every core this process may use"),
     Setting("PERWATT_SPIN_US", "100", "microseconds an idle thread of the engine spins before it sleeps"),
-    Setting("PERWATT_BARRIER_US", "600", "microseconds it waits awake for the others after a step; 20 in a server"),
+    Setting(
+        "PERWATT_BARRIER_US",
+        "600",
+        "microseconds it waits awake for the others after a step, 600 at most; 20 in a server",
+    ),
     Setting("PERWATT_MACHINE", "", "pretend a smaller vector unit: avx512, avx2, neon, portable; empty: what is here"),
     Setting("PERWATT_TOKEN", "", "the token that clients of perwatt serve must know; empty: none, on loopback only"),
     Setting("NO_COLOR", "", "any value: no colour in the terminal"),
