@@ -58,13 +58,15 @@ def test_every_task_is_done_once(note: NativeCode, threads: int, tasks: int) -> 
 @pytest.mark.alone
 @pytest.mark.parametrize("slow", [0, 1])
 def test_others_do_what_a_slow_thread_does_not_come_to(note: NativeCode, slow: int) -> None:
-    tasks = 320
-    doers = run(note, 2, tasks, slow=slow, rounds=20_000)
+    tasks = 64
+    doers = run(note, 2, tasks, slow=slow, rounds=10_000_000, rows=5)  # some 15 ms a task: longer than a time slice
     own = slice(slow * tasks // 2, (slow + 1) * tasks // 2)
     kept = (doers[:, own] == slow).sum(axis=1)
-    # It had claimed a piece, and may claim another while the other thread is on its way.
-    assert (kept <= tasks // 2 // 2).all(), kept
-    assert (doers[:, slice((1 - slow) * tasks // 2, (2 - slow) * tasks // 2)] == 1 - slow).all()
+    # It had claimed a piece, and may claim another while the other thread is on its way; now and then the other thread
+    # is the one that the system holds up.
+    assert np.median(kept) <= tasks // 2 // 4, kept
+    others = (doers[:, slice((1 - slow) * tasks // 2, (2 - slow) * tasks // 2)] == 1 - slow).sum(axis=1)
+    assert np.median(others) == tasks // 2, others
 
 
 def test_a_large_team_helps_its_next_neighbours_only(note: NativeCode) -> None:
