@@ -31,7 +31,7 @@ from perwatt.lab.load.check import require_valid
 from perwatt.lab.load.record import Checking, LoadRecord, Series, Target
 from perwatt.lab.load.record_file import save
 from perwatt.lab.load.runs import Bench, Settings, asked_alone, closed_run, open_run
-from perwatt.lab.load.search import MOST_PROBES, find_max
+from perwatt.lab.load.search import MOST_PROBES, RESOLUTION, find_max
 from perwatt.lab.load.shot import post
 from perwatt.lab.load.target import Asking, Prepared, address, prepare, shot_facts, tensors
 from perwatt.lab.photographs import find_photographs
@@ -56,6 +56,7 @@ class Given:
     p99_s: float
     rival_python: Path
     windows_ms: tuple[float, ...]
+    resolution: float
     seed: int
 
     def lasting(self, usual_s: float, quick_s: float) -> float:
@@ -178,6 +179,7 @@ def rival(bench: Bench, given: Given) -> None:
             ),
             lambda brief, lanes: closed_run(bench, prepared, brief, lanes, judge, label="saturation"),
             most_probes=2 if given.quick else MOST_PROBES,
+            resolution=given.resolution,
         )
 
     command = perwatt_serve(str(package), "--p99", f"{1000 * given.p99_s:g}", "--max-batch", str(MOST_BATCH))
@@ -364,6 +366,7 @@ def main() -> None:
     parser.add_argument("--p99", type=float, default=100.0, help="ms")
     parser.add_argument("--rival-python", type=Path, default=Path(".venv-rival/bin/python"))
     parser.add_argument("--windows", default="1,5,20", help="of LitServe, ms")
+    parser.add_argument("--resolution", type=float, default=RESOLUTION, help="of the search for the highest rate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("records"))
     words = parser.parse_args()
@@ -376,6 +379,7 @@ def main() -> None:
         p99_s=words.p99 / 1000,
         rival_python=words.rival_python,
         windows_ms=tuple(float(word) for word in words.windows.split(",")),
+        resolution=words.resolution,
         seed=words.seed,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers that were started end with this

@@ -42,19 +42,20 @@ def find_max(
     saturate: Saturate,
     rest_s: float = REST_S,
     most_probes: int = MOST_PROBES,
+    resolution: float = RESOLUTION,
 ) -> Search:
     """Search the rate of a target and add probes and conclusion to the bench.
 
     `send` makes an open run at a rate and `saturate` a closed one; both add it to the bench.
 
-    The interval shrinks until its ends are within RESOLUTION of each other. A probe that the generator could not keep
+    The interval shrinks until its ends are within `resolution` of each other. A probe that the generator could not keep
     up with ends the search upwards: what lies above is its own limit, not the server's.
     """
     assert settings.limit_s is not None
     found = Search(
         target=target,
         limit_s=settings.limit_s,
-        resolution=RESOLUTION,
+        resolution=resolution,
         probes=(),
         held=None,
         failed=None,
@@ -82,7 +83,7 @@ def find_max(
                 continue
             ceiling = min(ceiling, rate)
         upper = min(found.failed or math.inf, ceiling)
-        if found.held is not None and upper <= found.held * (1 + RESOLUTION):
+        if found.held is not None and upper <= found.held * (1 + resolution):
             break
         rate = next_rate(found.held, upper, rate)
         if rate * LONGEST_PROBE_S < FEWEST_REQUESTS / 4:
