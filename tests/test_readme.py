@@ -46,6 +46,26 @@ def test_what_overload_leaves_follows_from_the_record_named_beside_it() -> None:
     values = (run.figures.goodput_per_s.value, claims["ratio of goodput to rate"].value, 1000 * p99.value)
     assert tuple(said.groups()[:3]) == (f"{values[0]:.0f}", f"{values[1]:.2f}", f"{values[2]:.0f}")
     assert float(said[4]) == 1000 * p99.wanted
+    other = re.search(r"cores other guests use it left ([\d.]+) \(`(records/\S+)`\)", README)
+    assert other
+    (ratio,) = (c for c in load_records.load(ROOT / other[2]).claims if c.rule == "ratio of goodput to rate")
+    assert other[1] == f"{ratio.value:.2f}"
+
+
+def test_what_a_fixed_window_holds_follows_from_the_record_named_beside_it() -> None:
+    said = re.search(
+        r"perwatt held ([\d.]+) requests/s at a p99 of (\d+) ms, ONNX Runtime behind\s+"
+        r"LitServe ([\d.]+) with the best of three windows \(([\d, ]+) ms\).*?`(records/\S+?)`",
+        README,
+        re.DOTALL,
+    )
+    assert said
+    record = load_records.load(ROOT / said[5])
+    held = {search.target: search.held or 0.0 for search in record.searches}
+    best = max(value for target, value in held.items() if target != "perwatt")
+    assert (said[1], said[3]) == (f"{held['perwatt']:.3g}", f"{best:.3g}")
+    assert {float(said[2])} == {1000 * search.limit_s for search in record.searches}
+    assert {target for target in held if target != "perwatt"} == {f"litserve {each} ms" for each in said[4].split(", ")}
 
 
 def test_markdown_says_what_the_rows_say(make_record: Callable[..., Record]) -> None:
