@@ -77,13 +77,14 @@ class Line:
     client is told that nothing more will be written, and what it sends is thrown away until it closes, for a while.
     """
 
-    __slots__ = ("_closing", "_loop", "_transport", "_unread")
+    __slots__ = ("_closing", "_loop", "_timers", "_transport", "_unread")
 
     def __init__(
         self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, unread: Callable[[], bool]
     ) -> None:
         self._transport, self._loop, self._unread = transport, loop, unread
         self._closing = False
+        self._timers: list[asyncio.TimerHandle] = []
 
     def write(self, data: bytes) -> None:
         """Write, unless the line is closing."""
@@ -109,11 +110,18 @@ class Line:
             except OSError:  # the client has reset it
                 self._transport.abort()
                 return
-            self._loop.call_later(linger_s, self._transport.close)
-            self._loop.call_later(linger_s + FLUSH_S, self._transport.abort)
+            self._timers.append(self._loop.call_later(linger_s, self._transport.close))
+            self._timers.append(self._loop.call_later(linger_s + FLUSH_S, self._transport.abort))
         else:
             self._transport.close()
-            self._loop.call_later(FLUSH_S, self._transport.abort)
+            self._timers.append(self._loop.call_later(FLUSH_S, self._transport.abort))
+
+    def lost(self) -> None:
+        """Let go of a connection that is closed: a timer would hold the transport until its time."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        self._unread = _nothing
 
     def abort(self) -> None:
         """Close at once, whatever is lost."""
@@ -141,6 +149,10 @@ class Line:
     def get_write_buffer_size(self) -> int:
         """Return how many bytes were written and have not left."""
         return self._transport.get_write_buffer_size()
+
+
+def _nothing() -> bool:
+    return False
 
 
 class OneWrite:
@@ -216,8 +228,10 @@ class Receiver(asyncio.BufferedProtocol):
         """The client sends no more; the transport closes itself."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone."""
-        self._connection.connection_lost(exc)
+        """The client has gone: with it goes what came of a body, and the circle of the two that would hold it."""
+        connection, self._body, self._left = self._connection, None, 0
+        del self._connection
+        connection.connection_lost(exc)
 
     def pause_writing(self) -> None:
         """The client does not read."""
@@ -264,6 +278,10 @@ class Connection(HttpToolsProtocol):
         self._unwatch()
         self._reads()
         super().connection_lost(exc)
+        # Nothing may hold this connection, and with it what was received, until cycles are looked for.
+        self.transport.lost()
+        self.cycle = None  # type: ignore[assignment]
+        self.pipeline.clear()
 
     def pause_writing(self) -> None:
         """Give a client that does not read as long as one that sends slowly."""

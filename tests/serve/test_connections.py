@@ -1,5 +1,6 @@
 """Connections with real sockets: slow senders, long headers, too many clients, refused bodies, clients that leave."""
 
+import gc
 import http.client
 import json
 import re
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from http_harness import Sockets, bench, binary_body, expected, json_body, photo, received, sockets, tensors
 
-from perwatt.serve.connection import LEAST_DIRECT
+from perwatt.serve.connection import LEAST_DIRECT, Connection
 from perwatt.serve.limits import MEBIBYTE, HttpLimits
 
 pytestmark = pytest.mark.alone  # time-outs of sockets
@@ -237,6 +238,31 @@ def test_a_refusal_is_seen_by_who_sends_all_before_reading(served: Sockets, vers
         assert status_of(answer) == 415
         assert b"connection: close\r\n" in answer
     wait_until(lambda: served.bench.front.requests == 0)
+
+
+def test_nothing_holds_a_closed_connection(served: Sockets) -> None:
+
+    def alive() -> int:
+        return sum(isinstance(each, Connection) for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()  # what only the collector of cycles finds stays for long, and with it what was received
+    try:
+        before = alive()
+        for _ in range(10):
+            with served.connect() as connection:
+                connection.sendall(request(b"x" * 4000, connection="close", content_encoding="gzip"))
+                assert status_of(received(connection)) == 415
+            with served.connect() as connection:  # and one that leaves while its refused body still comes
+                head = request(b"", content_encoding="gzip").replace(b"Content-Length: 0", b"Content-Length: 100000")
+                connection.sendall(head)
+                assert status_of(connection.recv(65536)) == 415
+        until = time.monotonic() + 3
+        while alive() > before + 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert alive() <= before + 2
+    finally:
+        gc.enable()
 
 
 def test_a_request_that_comes_with_the_end_of_another_is_counted_by_itself(served: Sockets) -> None:
