@@ -59,6 +59,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(simplify_concats, "Leaves no Concat that only another Concat reads."),
     Pass(share_constants, "Leaves no two constants with the same content."),
     Pass(merge_duplicates, "Wants constants shared, reshapes in one spelling; leaves no two nodes that do the same."),
+    Pass(simplify_concats, "Wants duplicates merged: joins what two Splits of one tensor gave, now parts of one."),
     Pass(recognise_activations, "Wants no duplicates, so that x·Sigmoid(x) reads one x; leaves Silu, HardSwish, Add."),
     Pass(simplify_clips, "Wants HardSwish recognised, which holds a Clip; leaves no two limits in a row."),
     Pass(
