@@ -116,7 +116,7 @@ def _compile(plan: Plan, calls: Sequence[Call]) -> tuple[dict[str, int], list[Na
 def emitter_digest() -> str:
     """Return a digest of the sources that write kernels: an edited kernel is another kernel."""
     here = Path(__file__).parent
-    sources = [here / "ir.py", *sorted((here / "kernels").glob("*.py"))]
+    sources = [here / "claims.py", here / "ir.py", *sorted((here / "kernels").glob("*.py"))]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
 
 

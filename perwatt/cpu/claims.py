@@ -57,7 +57,8 @@ def open_claims(k: Writer, count: str) -> tuple[str, str, Callable[[], None]]:
     owner_line = k.later("%claims.owner = phi i64")
     left_line = k.later("%claims.left = phi i64")
     first, last = _run_of(k, count, "%claims.owner")
-    counter = k.emit(f"getelementptr i8, ptr %claims, i64 {_line(k)}")
+    line = k.emit(f"mul i64 %claims.owner, {LINE_BYTES}")
+    counter = k.emit(f"getelementptr i8, ptr %claims, i64 {line}")
     # Look before claiming: who helps must not slow down who works.
     seen = k.emit(f"load atomic i64, ptr {counter} monotonic, align 8")
     length = k.emit(f"sub i64 {last}, {first}")
@@ -97,7 +98,3 @@ def _run_of(k: Writer, count: str, thread: str) -> tuple[str, str]:
     below = k.emit(f"mul i64 {count}, {thread}")
     above = k.emit(f"add i64 {below}, {count}")
     return k.emit(f"udiv i64 {below}, %threads"), k.emit(f"udiv i64 {above}, %threads")
-
-
-def _line(k: Writer) -> str:
-    return k.emit(f"mul i64 %claims.owner, {LINE_BYTES}")
