@@ -1,6 +1,6 @@
 """Graph to Graph: every rewrite, in the one order in which they run.
 
-graph = apply(graph)                       all of PASSES, the Graph checked after each
+graph = apply(graph)                       all of PASSES until none changes anything, the Graph checked after each
 for step in steps(graph): print(step)      the same, one step at a time: name, nodes before → after
 """
 
@@ -24,6 +24,10 @@ from perwatt.passes.share_constants import share_constants
 from perwatt.passes.simplify_clips import simplify_clips
 from perwatt.passes.simplify_concats import simplify_concats
 from perwatt.passes.simplify_reshapes import simplify_reshapes
+
+
+# Two passes that undid each other would never end; a graph that needs more rounds than this was not seen.
+MOST_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,6 @@ PASSES: tuple[Pass, ...] = (
     Pass(simplify_concats, "Leaves no Concat that only another Concat reads."),
     Pass(share_constants, "Leaves no two constants with the same content."),
     Pass(merge_duplicates, "Wants constants shared, reshapes in one spelling; leaves no two nodes that do the same."),
-    Pass(simplify_concats, "Wants duplicates merged: joins what two Splits of one tensor gave, now parts of one."),
     Pass(recognise_activations, "Wants no duplicates, so that x·Sigmoid(x) reads one x; leaves Silu, HardSwish, Add."),
     Pass(simplify_clips, "Wants HardSwish recognised, which holds a Clip; leaves no two limits in a row."),
     Pass(
@@ -80,14 +83,23 @@ PASSES: tuple[Pass, ...] = (
 
 
 def steps(graph: Graph, passes: Sequence[Pass] = PASSES) -> Iterator[Step]:
-    """Yield each pass as it is done. Raises InvalidGraph when one leaves a Graph that breaks a rule: its defect."""
-    for each in passes:
-        before = len(graph.nodes)
-        rewritten = each.rewrite(graph)
-        if rewritten is not graph:  # what has not changed has been checked
-            check(rewritten)
-        graph = rewritten
-        yield Step(each.name, before, graph)
+    """Yield each pass as it is done, all of them once, then those that a later round still finds something for.
+
+    One rewrite may bring about what an earlier one looks for; rounds end when nothing changes, or after MOST_ROUNDS.
+    Raises InvalidGraph when a pass leaves a Graph that breaks a rule: its defect.
+    """
+    for number in range(MOST_ROUNDS):
+        begun = graph
+        for each in passes:
+            before = len(graph.nodes)
+            rewritten = each.rewrite(graph)
+            changed, graph = rewritten is not graph, rewritten
+            if changed:  # what has not changed has been checked
+                check(graph)
+            if changed or not number:
+                yield Step(each.name, before, graph)
+        if graph is begun:
+            return
 
 
 def apply(graph: Graph, passes: Sequence[Pass] = PASSES) -> Graph:
