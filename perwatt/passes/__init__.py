@@ -25,7 +25,6 @@ from perwatt.passes.simplify_clips import simplify_clips
 from perwatt.passes.simplify_concats import simplify_concats
 from perwatt.passes.simplify_reshapes import simplify_reshapes
 
-
 # Two passes that undid each other would never end; a graph that needs more rounds than this was not seen.
 MOST_ROUNDS = 6
 
