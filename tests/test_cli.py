@@ -186,6 +186,7 @@ def test_a_missing_matplotlib_costs_the_report_only(
     assert " report  " not in told.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["torch", "safetensors"])
 def test_a_missing_package_is_told_with_what_brings_it(missing: str) -> None:
     code = (

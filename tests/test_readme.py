@@ -46,10 +46,32 @@ def test_what_overload_leaves_follows_from_the_record_named_beside_it() -> None:
     values = (run.figures.goodput_per_s.value, claims["ratio of goodput to rate"].value, 1000 * p99.value)
     assert tuple(said.groups()[:3]) == (f"{values[0]:.0f}", f"{values[1]:.2f}", f"{values[2]:.0f}")
     assert float(said[4]) == 1000 * p99.wanted
-    other = re.search(r"cores other guests use it left ([\d.]+) \(`(records/\S+)`\)", README)
+    other = re.search(
+        r"other guests use it left ([\d.]+), which is ([\d.]+) times .*?`(records/\S+?)`", README, re.DOTALL
+    )
     assert other
-    (ratio,) = (c for c in load_records.load(ROOT / other[2]).claims if c.rule == "ratio of goodput to rate")
-    assert other[1] == f"{ratio.value:.2f}"
+    claims = {claim.rule: claim for claim in load_records.load(ROOT / other[3]).claims}
+    values = claims["ratio of goodput to rate"].value, claims["ratio of goodput to held rate"].value
+    assert (other[1], other[2]) == tuple(f"{value:.2f}" for value in values)
+
+
+def test_what_a_soak_left_follows_from_the_record_named_beside_it() -> None:
+    said = re.search(
+        r"([\d,]+) requests, none without .*?; ([\d,]+) answers, each\s+that of its own image; memory changed by "
+        r"(\S+) %.*?`(records/\S+?)`",
+        README,
+        re.DOTALL,
+    )
+    assert said
+    record = load_records.load(ROOT / said[4])
+    (run,) = (run for run in record.runs if run.label == "soak")
+    claims = {claim.text.split(",")[0]: claim for claim in record.claims}
+    assert run.seconds >= 600
+    assert all(claim.met for claim in record.claims)
+    assert int(said[1].replace(",", "")) == run.figures.requests
+    assert f"{100 * claims['growth of memory in ten minutes'].value:.1f}" == said[3]
+    answers = sum(run.figures.outcomes.get(name, 0) for run in record.runs for name in ("good", "late"))
+    assert answers <= int(said[2].replace(",", "")) <= sum(run.figures.requests for run in record.runs)
 
 
 def test_what_a_fixed_window_holds_follows_from_the_record_named_beside_it() -> None:

@@ -29,12 +29,17 @@ MOST_FRAMING = 8
 # Where everything is received that is parsed or thrown away: small enough to stay in the processor's cache. With a
 # header little is received at first, so that little of its body passes through the parser.
 SCRATCH_BYTES, TO_PARSE_BYTES = 1 << 16, 1 << 14
+END_OF_HEADER = b"\r\n\r\n"
 # Less than this that is still to come is not worth another way.
 LEAST_DIRECT = 1 << 12
 
 
 class Knock(Protocol):
     """A request that can be judged by its headers and the first `head_bytes` of its body."""
+
+    @property
+    def length(self) -> int:
+        """How long the body is."""
 
     @property
     def head_bytes(self) -> int:
@@ -47,11 +52,17 @@ class Door(Protocol):
     def knock(self, scope: Any) -> Knock | None:
         """Return what has to come before a request can be judged, None for one that goes the ordinary way."""
 
-    def refusal(self, scope: Any, knock: Any, head: bytes, stays: bool) -> bytes | None:
+    def refusal(self, knock: Any, head: bytes, stays: bool) -> bytes | None:
         """Return the whole answer to a request that is refused, None for one that goes the ordinary way.
 
         stays: whether the connection does, after the answer.
         """
+
+    def remember(self, header: bytes, knock: Any) -> None:
+        """Remember a header that was refused, from its method to its empty line, and that its connection stayed."""
+
+    def known(self, header: bytes) -> Knock | None:
+        """Return what was read from the very same header before, None where it goes the ordinary way."""
 
 
 class Client:
@@ -267,6 +278,10 @@ class Connection(HttpToolsProtocol):
         self._knock: Knock | None = None
         self._waiting: ASGI3Application | None = None
         self._turned_away = False
+        self._between = True  # whether the parser waits for a message to begin
+        self._begun = 0  # messages that began in what was received last
+        self._refused: Knock | None = None  # the last of them that was refused at the door
+        self._judged = False
         if len(self.connections) > self.limits.connections:
             self._refuse(503, f"expected at most {self.limits.connections} connections; come again later")
             return
@@ -299,6 +314,14 @@ class Connection(HttpToolsProtocol):
         """Pass on what was received; refuse a header that grows too long."""
         if self.transport.is_closing():
             return
+        while self._between and self.door is not None:
+            rest = self._refused_again(self.door, data)
+            if rest is None:
+                break
+            data = rest
+            if not data:
+                return
+        fresh, self._begun, self._refused = self._between, 0, None
         if self.in_header:
             if self._timer is None:
                 self._watch(self.limits.header_s)
@@ -306,18 +329,63 @@ class Connection(HttpToolsProtocol):
             super().data_received(data)
             if self.in_header and self._header_bytes > self.limits.header_bytes:
                 self._refuse(431, f"expected a header of at most {self.limits.header_bytes} bytes")
-            self._receive_directly()
-            return
-        before, cycle = self._body_bytes, self.cycle
-        super().data_received(data)
-        if not self.in_header and self.cycle is cycle:  # else the next request has begun, and its counting with it
-            self._framing_bytes += len(data) - (self._body_bytes - before)
-            if self._framing_bytes > self.limits.header_bytes + MOST_FRAMING * self._body_bytes:
-                self._refuse(431, f"expected at most {self.limits.header_bytes} bytes around the chunks of a body")
+            if fresh:
+                self._remember(data)
+        else:
+            before, cycle = self._body_bytes, self.cycle
+            super().data_received(data)
+            if not self.in_header and self.cycle is cycle:  # else the next request has begun, and its counting with it
+                self._framing_bytes += len(data) - (self._body_bytes - before)
+                if self._framing_bytes > self.limits.header_bytes + MOST_FRAMING * self._body_bytes:
+                    self._refuse(431, f"expected at most {self.limits.header_bytes} bytes around the chunks of a body")
+        self._judged = False
         self._receive_directly()
+
+    def _refused_again(self, door: Door, data: bytes) -> bytes | None:
+        """Refuse a request by its header alone, if the very same was refused before and this one would be, too.
+
+        Returns what was received behind it, None where it goes the ordinary way.
+        """
+        cycle = self.cycle
+        if self.flow.write_paused or not (cycle is None or cycle.response_complete):
+            return None
+        end = data.find(END_OF_HEADER) + len(END_OF_HEADER)
+        knock = door.known(data[:end]) if end >= len(END_OF_HEADER) else None
+        if knock is None or len(data) - end < knock.head_bytes:
+            return None
+        answer = door.refusal(knock, data[end : end + knock.head_bytes], True)
+        if answer is None:
+            self._judged = True  # let in: once is enough
+            return None
+        self._unset_keepalive_if_required()
+        self._unwatch()
+        self.transport.write(answer)
+        self.server_state.total_requests += 1
+        left = end + knock.length - len(data)
+        if left > 0:
+            self.in_header = False
+            self._most_s = self.limits.receive_s + knock.length / self.limits.least_bytes_per_s
+            self._watch(self._most_s)
+            self._receiver.expect(left, None)
+            return b""
+        self._wait_for_next()
+        return data[end + knock.length :]
+
+    def _remember(self, data: bytes) -> None:
+        """Have the door remember the header of what was refused, if all that was received is it and some of its body.
+
+        Where the parser saw the header end must be where the first empty line is; else a body could pass for a header.
+        """
+        knock = self._refused
+        if knock is None or self.door is None or self._begun != 1 or not self.cycle.keep_alive:
+            return
+        end = data.find(END_OF_HEADER) + len(END_OF_HEADER)
+        if end + self._body_bytes == len(data) and data.startswith(b"POST "):
+            self.door.remember(data[:end], knock)
 
     def on_message_begin(self) -> None:
         """Begin a request."""
+        self._between, self._begun = False, self._begun + 1
         super().on_message_begin()
         self._unset_keepalive_if_required()  # one that was refused at the door, just before, may have begun to wait
         self.in_header = True
@@ -380,14 +448,14 @@ class Connection(HttpToolsProtocol):
         """Stop watching over the arrival of a request."""
         self._unwatch()
         self.in_header, self._header_bytes = True, 0
-        self._turned_away = False
+        self._turned_away, self._between = False, True
         if self.cycle is not None:
             super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Let a request in, but not before it was judged at the door where there is one and it can be."""
         # Who does not read answers has to wait for his turn: those of the door are written without.
-        if self._at_the_door and self.door is not None and not self.flow.write_paused:
+        if self._at_the_door and self.door is not None and not (self._judged or self.flow.write_paused):
             knock = self.door.knock(cycle.scope)
             if knock is not None:
                 self._knock, self._waiting = knock, app
@@ -402,14 +470,14 @@ class Connection(HttpToolsProtocol):
         self._knock = self._waiting = None
         assert app is not None
         assert door is not None
-        answer = door.refusal(cycle.scope, knock, bytes(cycle.body[: knock.head_bytes]), cycle.keep_alive)
+        answer = door.refusal(knock, bytes(cycle.body[: knock.head_bytes]), cycle.keep_alive)
         if answer is None:
             super()._start_asgi_task(cycle, app)
             return
         self.transport.write(answer)
         cycle.response_started = cycle.response_complete = True
         cycle.body = bytearray()
-        self._turned_away = True
+        self._turned_away, self._refused = True, knock
         if not cycle.keep_alive:
             self.transport.close(self._most_s)
         self.on_response_complete()
@@ -437,10 +505,16 @@ class Connection(HttpToolsProtocol):
 
     def body_ended(self) -> None:
         """The whole of a body has come past the parser: the next request may."""
+        waits = not self._between
         self.on_message_complete()
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+        if waits:  # the parser, for this body
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._wait_for_next()
+
+    def _wait_for_next(self) -> None:
+        """Let an idle connection wait for its next request, for a while."""
+        if (self.cycle is None or self.cycle.response_complete) and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )

@@ -172,18 +172,23 @@ class Dispatch:
         """The engine time it has used, in seconds."""
         return self._turn.used_s
 
+    def turns_away(self, images: int, *, deadline: float | None = None, priority: int = 0) -> Refused | None:
+        """Return what `infer` would be refused with by now, None where it would be let in; nothing is kept for it."""
+        if not self.ready:
+            return self._unavailable()
+        self.batcher.stretch = self._turn.stretch
+        refusal = self.batcher.refusal(images, deadline_s=deadline, priority=priority, behind=self._decoding)
+        return None if refusal is None else _refused(refusal)
+
     @contextlib.contextmanager
     def expecting(self, images: int, *, deadline: float | None = None, priority: int = 0) -> Iterator[None]:
         """Announce images that are being decoded, for as long as they are. Raises Refused as `infer` would by now.
 
         Decoding costs the cores that the network runs on: what would be refused afterwards is refused before.
         """
-        if not self.ready:
-            raise self._unavailable()
-        self.batcher.stretch = self._turn.stretch
-        refusal = self.batcher.refusal(images, deadline_s=deadline, priority=priority, behind=self._decoding)
-        if refusal is not None:
-            raise _refused(refusal)
+        refused = self.turns_away(images, deadline=deadline, priority=priority)
+        if refused is not None:
+            raise refused
         self._decoding += images
         try:
             yield

@@ -100,6 +100,13 @@ class Visit:
 
 def enter(front: Front, route: str, model: str) -> Visit:
     """Let a request in, before its body is read; `leave` must follow. Raises Refused (429, 503)."""
+    has_room(front)
+    front.requests += 1
+    return Visit(front, route, model, time.monotonic())
+
+
+def has_room(front: Front) -> None:
+    """Check that a request more may come in. Raises Refused (429, 503)."""
     if front.draining:
         raise Refused("the server is shutting down; ask another", reason="draining", status=503, retry_after_s=1.0)
     if front.requests >= front.limits.requests:
@@ -109,8 +116,6 @@ def enter(front: Front, route: str, model: str) -> Visit:
             status=429,
             retry_after_s=front.traffic.wait_s(front.requests),
         )
-    front.requests += 1
-    return Visit(front, route, model, time.monotonic())
 
 
 def answered(visit: Visit) -> None:
@@ -138,6 +143,11 @@ def answered_by(front: Front, timeout_s: float | None, received_s: float, took_s
     return received_s + timeout_s - min(took_s, most_s) - min(front.way_back.p99_s, most_s)
 
 
+def network_by(front: Front, deadline: float | None, photos: int) -> float | None:
+    """Return the deadline of images that would be here now, for so many photographs that are still to be decoded."""
+    return None if deadline is None else deadline - front.decoder.expected_s(photos)
+
+
 def priority_of(asked: int) -> int:
     """Return the priority of a request by what it asked for, 0 for nothing."""
     return asked or DEFAULT_PRIORITY
@@ -156,7 +166,8 @@ async def answer(visit: Visit, loaded: Deployed, question: Question, client: Cli
     if images is None:
         if loaded.preprocessing is None:
             raise Refused(f"model {loaded.name!r} takes tensors, not photographs", reason="unfitting", status=422)
-        with loaded.service.expecting(len(question.photos), deadline=deadline, priority=priority):
+        until = network_by(front, deadline, len(question.photos))
+        with loaded.service.expecting(len(question.photos), deadline=until, priority=priority):
             images = await front.decoder.decode(
                 question.photos, loaded.preprocessing, deadline=deadline, gone=lambda: client.gone
             )

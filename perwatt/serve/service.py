@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from perwatt.errors import Refused
+
 
 @dataclass(frozen=True)
 class TensorFacts:
@@ -53,6 +55,9 @@ class Service(Protocol):
     @property
     def engine_s(self) -> float:
         """The engine time it has used, in seconds."""
+
+    def turns_away(self, images: int, *, deadline: float | None = None, priority: int = 0) -> Refused | None:
+        """Return what `infer` would be refused with by now, None where it would be let in; nothing is kept for it."""
 
     def expecting(
         self, images: int, *, deadline: float | None = None, priority: int = 0

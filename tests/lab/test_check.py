@@ -95,6 +95,7 @@ def test_a_record_as_measured_is_valid(record: Record) -> None:
     assert {row.status for row in record.rows} == {"ok", "invalid", "missing"}
 
 
+@pytest.mark.slow
 def test_every_printed_figure_changed_by_hand_is_found_with_its_place(record: Record) -> None:
     content = json.loads(record_file.to_text(record))
     printed = [path for path in leaves(content) if "figures" in path or path[0] == "harness_cost_s"]

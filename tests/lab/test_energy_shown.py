@@ -96,6 +96,7 @@ def test_limits_leave_out_what_does_not_show_that_it_keeps_them(record: Record) 
     assert {pick.row for pick in best_of(nothing)[0].picks} == {None}
 
 
+@pytest.mark.slow
 def test_the_report_draws_energy_and_the_frontier(record: Record, bare: Record) -> None:
     drawn = report.draw(record)
     assert "frontier" in drawn

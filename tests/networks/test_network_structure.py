@@ -87,6 +87,7 @@ def multiply_adds(graph: Graph) -> int:
     )
 
 
+@pytest.mark.slow
 def test_alexnet_is_onnxs_alexnet_at_227(graph_of: Callable[[str], Graph]) -> None:
     layers, total = light("bvlc_alexnet", 227, round_up=False)
     graph = graph_of("alexnet")

@@ -491,6 +491,7 @@ def test_random_bytes_are_refused(content: bytes, as_description: bool) -> None:
         read(data)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_descriptions_with_any_value_anywhere_are_refused_or_mean_a_package(data: st.DataObject) -> None:

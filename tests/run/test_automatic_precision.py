@@ -58,6 +58,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("PERWATT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "allowed"), [("fp16", 2.0**-10), ("bf16", 2.0**-7)])
 def test_one_precision_for_all(precision: str, allowed: float) -> None:
     """A few layers of roundings, each half a unit at most: within a few units of the storage type, and not FP32."""
@@ -119,6 +120,7 @@ def test_auto_keeps_the_agreement_and_tells_why() -> None:
     assert any(p.choice.weights != "fp32" for p in other_batch.plan.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["", "avx2"])
 def test_a_network_that_overflows_fp16_stays_fp32(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if isa:

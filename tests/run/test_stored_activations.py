@@ -40,6 +40,7 @@ def siblings() -> Graph:
     return b.finish([b.add("Conv", [y, b.constant("last", (r.standard_normal((8, 48, 1, 1)) / 7).astype("f4"))])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [("narrow0",), ("narrow1",), ("narrow2", "wide1"), ("wide0",), ()], ids=str)
 def test_outputs_of_one_step_are_stored_alike(kept: tuple[str, ...]) -> None:
     """One kernel writes them all: one of them alone kept in FP32 would be written as halves and read as FP32."""
@@ -133,6 +134,7 @@ def test_without_times_the_permission_is_used() -> None:
     assert laid.why is None
 
 
+@pytest.mark.slow
 def test_the_plan_tells_what_was_measured_and_the_choice_is_kept(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

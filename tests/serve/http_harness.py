@@ -50,6 +50,9 @@ class Sums:
     inputs: tuple[TensorFacts, ...] = (TensorFacts("pixels", FLOAT, (3, *SIZE)),)
     outputs: tuple[TensorFacts, ...] = (TensorFacts("sums", FLOAT, (5,)), TensorFacts("first", FLOAT, ()))
 
+    def turns_away(self, images: int, *, deadline: float | None = None, priority: int = 0) -> Refused | None:
+        return self.unwelcome
+
     @contextmanager
     def expecting(self, images: int, *, deadline: float | None = None, priority: int = 0) -> Iterator[None]:
         if self.unwelcome is not None:

@@ -164,6 +164,7 @@ def test_a_process_that_is_killed_while_idle_is_started_again() -> None:
     run(scene)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_killed_and_started_again() -> None:
     async def scene() -> None:
         service = await Dispatch.open(source(), stall_s=0.5)
@@ -351,6 +352,7 @@ def test_who_waits_is_told_when_the_deadline_has_passed_while_the_engine_is_busy
     run(scene)
 
 
+@pytest.mark.slow
 def test_a_full_queue_refuses_with_429() -> None:
     async def scene() -> None:
         service = await Dispatch.open(source(batch_s=0.05), limits=Limits(queue_images=4))

@@ -3,11 +3,13 @@
 import asyncio
 import http.client
 import json
+import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from math import inf
 
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 from http_harness import Sockets, bench, binary_body, expected, json_body, photo, received, sockets, tensors
 
 from perwatt.errors import Refused
+from perwatt.serve import door as doors
+from perwatt.serve.connection import Connection
 from perwatt.serve.limits import MEBIBYTE, HttpLimits
 from perwatt.serve.server import loop_factory
 
@@ -29,18 +33,10 @@ class Full:
 
     welcome: Callable[[int], bool] = lambda priority: False
     asked: list[tuple[int, float | None, int]] = field(default_factory=list)
-    inside: int = 0
 
-    @contextmanager
-    def expecting(self, images: int, *, deadline: float | None = None, priority: int = 0) -> Iterator[None]:
+    def turns_away(self, images: int, *, deadline: float | None = None, priority: int = 0) -> Refused | None:
         self.asked.append((images, deadline, priority))
-        if not self.welcome(priority):
-            raise BUSY
-        self.inside += 1
-        try:
-            yield
-        finally:
-            self.inside -= 1
+        return None if self.welcome(priority) else BUSY
 
 
 @pytest.fixture(scope="module", params=["asyncio", "uvloop"])
@@ -56,7 +52,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Sockets]:
 @pytest.fixture
 def full(served: Sockets, monkeypatch: pytest.MonkeyPatch) -> Full:
     found = Full()
-    monkeypatch.setattr(served.bench.service, "expecting", found.expecting)
+    monkeypatch.setattr(served.bench.service, "turns_away", found.turns_away)
     monkeypatch.setattr(served.bench.front, "pressed_s", inf)
     return found
 
@@ -118,12 +114,8 @@ def test_what_follows_a_refused_body_is_the_next_request(served: Sockets, full: 
         reader = connection.makefile("rb")
         statuses = []
         for _ in range(3):
-            statuses.append(int(reader.readline().split()[1]))
-            length = 0
-            while (line := reader.readline().strip()) != b"":
-                name, _, value = line.partition(b": ")
-                length = int(value) if name.lower() == b"content-length" else length
-            body = reader.read(length)
+            status, body = next_answer(reader)
+            statuses.append(status)
             if statuses[-1] == 200:
                 np.testing.assert_array_equal(first_values(body), expected(kept.pop(0))[1])
     assert statuses == [429, 200, 200]
@@ -190,7 +182,6 @@ def test_a_slow_sender_holds_no_place(served: Sockets, full: Full) -> None:
         slow.sendall(head + asked + tensor[:100])
         wait_until(lambda: len(full.asked) == 1)
         time.sleep(0.05)
-        assert full.inside == 0
         assert served.bench.front.requests == 1  # the one that is let in; the other has not even asked
         assert received(slow).startswith(b"HTTP/1.1 408 ")
         assert received(slower).startswith(b"HTTP/1.1 408 ")
@@ -198,6 +189,7 @@ def test_a_slow_sender_holds_no_place(served: Sockets, full: Full) -> None:
     assert served.bench.front.held_bytes == 0
 
 
+@pytest.mark.slow
 def test_a_refused_body_that_never_ends_is_let_go(served: Sockets, full: Full) -> None:
     head, asked, tensor = asking(tensors(64))
     begun = time.monotonic()
@@ -377,6 +369,7 @@ def test_who_reads_no_refusals_is_not_written_more_and_more(served: Sockets, ful
     assert held < MEBIBYTE
 
 
+@pytest.mark.slow
 def test_a_refusal_starts_no_clock_for_the_request_behind_it(
     served: Sockets, full: Full, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,3 +389,158 @@ def test_a_refusal_starts_no_clock_for_the_request_behind_it(
         status, _, body = answer_of(connection)
     assert status == 200
     np.testing.assert_array_equal(first_values(body), expected(images)[1])
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the headers that went through the parser."""
+    found: list[int] = []
+    whole = Connection.on_headers_complete
+
+    def noting(self: Connection) -> None:
+        found.append(len(self.headers))
+        whole(self)
+
+    monkeypatch.setattr(Connection, "on_headers_complete", noting)
+    return found
+
+
+@pytest.mark.parametrize("piece", [1 << 30, 1 << 15, 1_009])
+def test_a_header_that_was_refused_is_refused_again_without_parsing(
+    served: Sockets, full: Full, parsed: list[int], piece: int
+) -> None:
+    images = tensors(128)
+    head, asked, tensor = asking(images, extra=f"X-Piece: {piece}\r\n")
+    whole = head + asked + tensor
+    with served.connect() as first, served.connect() as second:
+        for _ in range(3):
+            for connection in (first, second):
+                for start in range(0, len(whole), piece):
+                    connection.sendall(whole[start : start + piece])
+                status, headers, body = answer_of(connection)
+                assert (status, headers["retry-after-ms"]) == (429, "250")
+                assert json.loads(body) == {"error": "come again"}
+        assert len(parsed) == 1  # of both connections
+        full.welcome = lambda priority: True
+        for connection in (first, second):
+            connection.sendall(whole)
+            status, _, body = answer_of(connection)
+            assert status == 200
+            np.testing.assert_array_equal(first_values(body), expected(images)[1])
+    assert len(parsed) == 3
+    assert len(full.asked) == 8  # nobody twice
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_mixture_in_any_pieces_is_answered_in_order(
+    served: Sockets, full: Full, parsed: list[int], seed: int, pipelined: bool
+) -> None:
+    """Refused and let in, new headers and known ones, small bodies and large, one behind the other."""
+    draw = random.Random(seed)
+    full.welcome = lambda priority: priority == 1
+    sizes = (1, 2, 70)
+    kinds = [
+        asking(tensors(size, size), extra=extra, parameters={"priority": priority})
+        for size in sizes
+        for extra in ("", "X-A: b\r\n")
+        for priority in (1, 2)
+    ]
+    chosen = [draw.randrange(len(kinds)) for _ in range(60)]
+    with served.connect() as connection, connection.makefile("rb") as reader:
+        for together in [chosen] if pipelined else [[kind] for kind in chosen]:
+            whole = b"".join(b"".join(kinds[kind]) for kind in together)
+            sender = threading.Thread(target=send_in_pieces, args=(connection, whole, draw))
+            sender.start()
+            for kind in together:
+                status, body = next_answer(reader)
+                if kind % 2 == 0:
+                    assert status == 200
+                elif not pipelined:  # who comes before another is answered goes the ordinary way, which is open here
+                    assert status == 429
+                if status == 200:
+                    np.testing.assert_array_equal(
+                        first_values(body), expected(tensors(sizes[kind // 4], sizes[kind // 4]))[1]
+                    )
+                else:
+                    assert json.loads(body) == {"error": "come again"}
+            sender.join()
+    assert pipelined or len(parsed) < len(chosen)
+
+
+def next_answer(reader: BufferedReader) -> tuple[int, bytes]:
+    status, length = int(reader.readline().split()[1]), 0
+    while (line := reader.readline().strip()) != b"":
+        name, _, value = line.partition(b": ")
+        length = int(value) if name.lower() == b"content-length" else length
+    return status, reader.read(length)
+
+
+def send_in_pieces(connection: socket.socket, whole: bytes, draw: random.Random) -> None:
+    while whole:
+        piece = draw.choice([1, 7, 100, 4000, 20_000, 300_000])
+        connection.sendall(whole[:piece])
+        whole = whole[piece:]
+        if draw.random() < 0.3:
+            time.sleep(0.002)
+
+
+def test_a_header_is_remembered_only_as_the_parser_reads_it(served: Sockets, full: Full, parsed: list[int]) -> None:
+    """An empty line within a body, and lines before a request, make no other header of it."""
+    body = b"\r\n\r\nPOST / HTTP/1.1\r\n\r\n" * 40
+    lines = f"POST {CLASSIFY} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Odd: 1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    for before in (b"", b"\r\n", b"\r\n\r\n"):
+        for _ in range(2):
+            with served.connect() as connection:
+                for _ in range(3):
+                    connection.sendall(before + lines + body)
+                    assert answer_of(connection)[0] == 429
+                connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                assert answer_of(connection)[0] == 200
+    door = served.server.config.http_protocol_class.door  # type: ignore[union-attr]
+    assert all(header.startswith(b"POST ") and header.endswith(b"\r\n\r\n") for header in door._known)
+    assert all(header.count(b"\r\n\r\n") == 1 for header in door._known)
+
+
+def test_many_headers_and_long_ones_are_not_all_remembered(
+    served: Sockets, full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = served.server.config.http_protocol_class.door  # type: ignore[union-attr]
+    monkeypatch.setattr(doors, "MOST_KNOWN", 5)
+    body = b"x" * 5000
+    with served.connect() as connection:
+        for number in range(12):
+            extra = f"X-Number: {number}\r\nX-Long: {'y' * (3000 * (number % 2))}\r\n"
+            line = f"POST {CLASSIFY} HTTP/1.1\r\nHost: 127.0.0.1\r\n{extra}Content-Length: {len(body)}\r\n\r\n"
+            connection.sendall(line.encode() + body)
+            assert answer_of(connection)[0] == 429
+    assert 0 < len(door._known) <= 5
+    assert max(map(len, door._known)) <= doors.MOST_KNOWN_BYTES
+
+
+def test_a_remembered_header_goes_the_ordinary_way_once_nobody_is_refused_any_more(
+    served: Sockets, full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tensors(128)
+    whole = b"".join(asking(images))
+    with served.connect() as connection:
+        for _ in range(2):
+            connection.sendall(whole)
+            assert answer_of(connection)[0] == 429
+        monkeypatch.setattr(served.bench.front, "pressed_s", time.monotonic() - 2.0)
+        asked = len(full.asked)
+        connection.sendall(whole)
+        assert answer_of(connection)[0] == 200
+        assert len(full.asked) == asked
+
+
+@pytest.mark.slow
+def test_a_body_that_never_ends_behind_a_known_header_is_let_go(served: Sockets, full: Full) -> None:
+    head, asked, tensor = asking(tensors(64))
+    with served.connect() as connection:
+        connection.sendall(head + asked + tensor)
+        assert answer_of(connection)[0] == 429
+        connection.sendall(head + asked + tensor[:1000])
+        assert answer_of(connection)[0] == 429
+        assert received(connection) == b""  # until the server closes
+    wait_until(lambda: not served.server.server_state.connections)

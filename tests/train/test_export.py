@@ -53,6 +53,7 @@ def published(module: TrainingForm, path: Path | None, graph: Graph | None = Non
     return publish(module, graph or module.graph, pictures(), HOW, LABELS, path, **given)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_what_is_published_answers_as_what_was_trained(trained: TrainingForm, tmp_path: Path) -> None:
     path = tmp_path / "squares.perwatt"
     trained.train()

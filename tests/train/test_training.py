@@ -195,6 +195,7 @@ def test_a_validation_that_is_no_number_ends_the_run_too(tmp_path: Path, monkeyp
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_training_stops_early_when_nothing_improves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merits = iter([0.5, 0.7, 0.7, 0.6, 0.9])
 
