@@ -170,7 +170,17 @@ def rival(bench: Bench, given: Given) -> None:
 
     def search(prepared: Prepared) -> None:
         judge = asked_alone(prepared, settings, bench, CHECK_TOLERANCE, keep=True)
-        highest(bench, given, prepared, settings, judge)
+        find_max(
+            bench,
+            prepared.target.name,
+            settings,
+            lambda probe, rate, label, give_up: open_run(
+                bench, prepared, probe, rate, judge, label=label, give_up=give_up
+            ),
+            lambda brief, lanes: closed_run(bench, prepared, brief, lanes, judge, label="saturation"),
+            most_probes=2 if given.quick else MOST_PROBES,
+            resolution=given.resolution,
+        )
 
     command = perwatt_serve(str(package), "--p99", f"{1000 * given.p99_s:g}", "--max-batch", str(MOST_BATCH))
     with launched(command, {"network": given.network}) as server:
@@ -186,19 +196,6 @@ def rival(bench: Bench, given: Given) -> None:
     best = max(names, key=lambda name: found[name])
     told = f"{given.network}: rate at a p99 of {1000 * given.p99_s:g} ms over that of the best window ({best})"
     bench.claims.append(claims.claim(told, "ratio of held rates", ["perwatt", best], ">=", 1.5))
-
-
-def highest(bench: Bench, given: Given, prepared: Prepared, settings: Settings, judge: Judge | None) -> None:
-    """Search the highest rate that keeps the p99 limit."""
-    find_max(
-        bench,
-        prepared.target.name,
-        settings,
-        lambda probe, rate, label, give_up: open_run(bench, prepared, probe, rate, judge, label=label, give_up=give_up),
-        lambda brief, lanes: closed_run(bench, prepared, brief, lanes, judge, label="saturation"),
-        most_probes=2 if given.quick else MOST_PROBES,
-        resolution=given.resolution,
-    )
 
 
 def raw_tensors(bench: Bench, server: Launched, shape: tuple[int, ...], seed: int, name: str) -> Prepared:
@@ -227,8 +224,7 @@ def raw_tensors(bench: Bench, server: Launched, shape: tuple[int, ...], seed: in
 def overload(bench: Bench, given: Given) -> None:
     """Three times capacity for a minute, then half of it; the capacity is measured before and behind.
 
-    Capacity is what it answers when every deadline is far, so that batches are as large as pays: more than it can hold
-    under the limit, which is searched, too.
+    Capacity is what it answers when every deadline is far, so that batches are as large as pays.
     """
     seconds, after_s = given.lasting(60, 4), 4.0 if given.quick else 10.0
     limit_ms = f"{1000 * given.p99_s:g}"
@@ -242,8 +238,6 @@ def overload(bench: Bench, given: Given) -> None:
         brief = Settings(2.0 if given.quick else 15.0, given.seed)
         patient = patiently(bench, prepared, server, given.seed)
         closed_run(bench, patient, brief, 2 * MOST_BATCH, judge, label="learning")
-        probing = Settings(2.0 if given.quick else 10.0, given.seed, limit_s=given.p99_s)
-        highest(bench, given, prepared, probing, judge)
         capacity = closed_run(bench, patient, brief, 2 * MOST_BATCH, judge, label="capacity")
         rate = max(2.0, capacity.figures.answers_per_s.value)
         settings = Settings(seconds, given.seed, limit_s=given.p99_s)
@@ -257,8 +251,6 @@ def overload(bench: Bench, given: Given) -> None:
     bench.claims += [
         claims.claim("goodput at 3 times capacity over capacity", "ratio of goodput to rate", ["overload", "capacity"],
                      ">=", 0.9),
-        claims.claim("goodput at 3 times capacity over the highest rate that keeps the limit",
-                     "ratio of goodput to held rate", ["overload", model], ">=", 0.9),
         claims.claim("p99 of admitted requests", "p99 latency", ["overload"], "<=", given.p99_s),
         claims.claim("requests without answer or refusal", "not answered", ["overload", "after"], "<=", 0),
         claims.claim("wrong answers", "wrong answers", ["overload", "after"], "<=", 0),

@@ -292,6 +292,7 @@ class Connection(HttpToolsProtocol):
         self._client.leave()
         self._unwatch()
         self._reads()
+        self._unset_keepalive_if_required()  # after a reset, too: its timer would hold the connection
         super().connection_lost(exc)
         # Nothing may hold this connection, and with it what was received, until cycles are looked for.
         self.transport.lost()
@@ -314,13 +315,16 @@ class Connection(HttpToolsProtocol):
         """Pass on what was received; refuse a header that grows too long."""
         if self.transport.is_closing():
             return
-        while self._between and self.door is not None:
+        while self._between:
+            data = data.lstrip(b"\r\n")  # empty lines in front of a request are nothing (RFC 9112, 2.2)
+            if not data:
+                return
+            if self.door is None:
+                break
             rest = self._refused_again(self.door, data)
             if rest is None:
                 break
             data = rest
-            if not data:
-                return
         fresh, self._begun, self._refused = self._between, 0, None
         if self.in_header:
             if self._timer is None:
@@ -339,6 +343,9 @@ class Connection(HttpToolsProtocol):
                 if self._framing_bytes > self.limits.header_bytes + MOST_FRAMING * self._body_bytes:
                     self._refuse(431, f"expected at most {self.limits.header_bytes} bytes around the chunks of a body")
         self._judged = False
+        if self.in_header and not self._between and self._timer is None:  # it began behind a body, in the same piece
+            self._header_bytes = max(self._header_bytes, 1)
+            self._watch(self.limits.header_s)
         self._receive_directly()
 
     def _refused_again(self, door: Door, data: bytes) -> bytes | None:
@@ -393,17 +400,21 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the application, once the header is known to be within its limit; watch over the body's arrival."""
-        length, size, hosts, wrong = 0, len(self.url), 0, ""
+        length, size, hosts, chunked, wrong = 0, len(self.url), 0, False, ""
         for name, value in self.headers:
             size += len(name) + len(value) + 4
             if name == b"content-length":
                 length = int(value)
             elif name == b"host":
                 hosts += 1
-            elif name == b"transfer-encoding" and value.lower() != b"chunked":
-                wrong = "expected no transfer-encoding but chunked"
+            elif name == b"transfer-encoding":
+                chunked = True
+                if value.lower() != b"chunked":
+                    wrong = "expected no transfer-encoding but chunked"
         if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
             wrong = f"expected one Host header, got {hosts}"
+        if self.parser.should_upgrade() and (length or chunked):  # the parser would take the body for a request
+            wrong = "expected no Upgrade with a body; ask in plain HTTP/1.1"
         self.in_header, self._header_bytes = False, 0
         self._body_bytes = self._framing_bytes = 0
         self._unwatch()
@@ -451,6 +462,7 @@ class Connection(HttpToolsProtocol):
         self._turned_away, self._between = False, True
         if self.cycle is not None:
             super().on_message_complete()
+            self._wait_for_next()  # the answer may have been there before the end of the body
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Let a request in, but not before it was judged at the door where there is one and it can be."""

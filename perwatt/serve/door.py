@@ -29,7 +29,7 @@ from perwatt.serve.exchange import (
     refusal,
     whole_number,
 )
-from perwatt.serve.front import Front, answered_by, count_refusal, has_room, network_by, priority_of
+from perwatt.serve.front import Front, answered_by, count_refusal, has_room, priority_of
 from perwatt.serve.inference import Route, asked_for, route_of
 from perwatt.serve.messages import schedule
 
@@ -38,7 +38,7 @@ MOST_HEAD_BYTES = 1 << 14
 OPEN_AFTER_S = 1.0
 # Headers that are remembered, and how long one may be: half a megabyte in all.
 MOST_KNOWN, MOST_KNOWN_BYTES = 256, 2048
-MOST_SCHEDULES = 64
+MOST_HEADS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,6 @@ class Knock:
     route: Route
     length: int
     head_bytes: int
-    photograph: bool
     timeout_s: float | None
     priority: int
     echoed: Pairs
@@ -60,7 +59,7 @@ class Door:
     def __init__(self, front: Front) -> None:
         self._front = front
         self._known: dict[bytes, Knock] = {}
-        self._schedule = lru_cache(MOST_SCHEDULES)(self._scheduled)
+        self._asked = lru_cache(MOST_HEADS)(self._read)
 
     @property
     def open(self) -> bool:
@@ -85,26 +84,24 @@ class Door:
             return None
         if length is None or length > front.limits.body_bytes or b"content-encoding" in headers or b"expect" in headers:
             return None
-        photograph = route.action == "classify" or headers.get(b"content-type", b"").startswith(b"image/")
         if head is None:  # all JSON, whose parameters may stand at its end; or a photograph, which has none
-            if not photograph:
+            if not headers.get(b"content-type", b"").startswith(b"image/"):
                 return None
             head = 0
         if head > min(MOST_HEAD_BYTES, length):
             return None
-        return Knock(route, length, head, photograph, timeout_s, priority, echoed_trace(headers))
+        return Knock(route, length, head, timeout_s, priority, echoed_trace(headers))
 
     def remember(self, header: bytes, knock: Knock) -> None:
         """Remember a header that was refused, from its method to its empty line, and that its connection stayed."""
         if len(header) <= MOST_KNOWN_BYTES:
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
+            while len(self._known) >= MOST_KNOWN:
+                del self._known[next(iter(self._known))]
             self._known[header] = knock
 
     def known(self, header: bytes) -> Knock | None:
         """Return what was read from the very same header before, None where it goes the ordinary way."""
-        knock = self._known.get(header)
-        return None if knock is None or self.open else knock
+        return None if self.open else self._known.get(header)
 
     def refusal(self, knock: Knock, head: bytes, stays: bool) -> bytes | None:
         """Return the whole answer to a request that is refused, None for one that goes the ordinary way.
@@ -113,14 +110,14 @@ class Door:
         """
         front, route = self._front, knock.route
         try:
-            timeout_s, priority = self._schedule(head) if head else (None, 0)
+            images, timeout_s, priority = self._asked(head) if head else (1, None, 0)
+            if images > front.limits.images_per_request:
+                return None
             loaded = front.repository.lease(route.model, route.version).loaded
             has_room(front)
             deadline = answered_by(front, timeout_s or knock.timeout_s, time.monotonic(), 0.0)
-            if knock.photograph:
-                deadline = network_by(front, deadline, 1)
             asked = priority_of(priority or knock.priority)
-            refused = loaded.service.turns_away(1, deadline=deadline, priority=asked)
+            refused = loaded.service.turns_away(images, deadline=deadline, priority=asked)
         except Refused as error:
             refused = error
         if refused is None or refused.status != 429:
@@ -133,8 +130,11 @@ class Door:
         lines = [STATUS_LINE[refused.status], *(b"%b: %b\r\n" % pair for pair in pairs)]
         return b"".join((*lines, b"content-length: %d\r\n\r\n" % len(body), body))
 
-    def _scheduled(self, head: bytes) -> tuple[float | None, int]:
-        """Return the timeout and the priority in the JSON in front of tensors. Raises Refused (400)."""
+    def _read(self, head: bytes) -> tuple[int, float | None, int]:
+        """Return images, timeout and priority by the JSON in front of tensors. Raises Refused (400).
+
+        Images are those of the first tensor, 1 where it does not say: whether it is one that fits is seen later.
+        """
         try:
             found = orjson.loads(head)
         except orjson.JSONDecodeError as error:
@@ -142,4 +142,12 @@ class Door:
         parameters = found.get("parameters", {}) if isinstance(found, dict) else None
         if not isinstance(parameters, dict):
             raise malformed("expected parameters as an object")
-        return schedule(parameters, self._front.limits)
+        timeout_s, priority = schedule(parameters, self._front.limits)
+        return _images(found), timeout_s, priority
+
+
+def _images(found: dict[str, Any]) -> int:
+    match found:
+        case {"inputs": [{"shape": [int(images), *_]}, *_]} if images > 0:
+            return images
+    return 1

@@ -143,11 +143,6 @@ def answered_by(front: Front, timeout_s: float | None, received_s: float, took_s
     return received_s + timeout_s - min(took_s, most_s) - min(front.way_back.p99_s, most_s)
 
 
-def network_by(front: Front, deadline: float | None, photos: int) -> float | None:
-    """Return the deadline of images that would be here now, for so many photographs that are still to be decoded."""
-    return None if deadline is None else deadline - front.decoder.expected_s(photos)
-
-
 def priority_of(asked: int) -> int:
     """Return the priority of a request by what it asked for, 0 for nothing."""
     return asked or DEFAULT_PRIORITY
@@ -166,8 +161,7 @@ async def answer(visit: Visit, loaded: Deployed, question: Question, client: Cli
     if images is None:
         if loaded.preprocessing is None:
             raise Refused(f"model {loaded.name!r} takes tensors, not photographs", reason="unfitting", status=422)
-        until = network_by(front, deadline, len(question.photos))
-        with loaded.service.expecting(len(question.photos), deadline=until, priority=priority):
+        with loaded.service.expecting(len(question.photos), deadline=deadline, priority=priority):
             images = await front.decoder.decode(
                 question.photos, loaded.preprocessing, deadline=deadline, gone=lambda: client.gone
             )

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil
 
 import numpy as np
 
@@ -66,10 +65,6 @@ class Decoder:
         if len(decoded) == 1:
             return decoded[0][np.newaxis]
         return np.stack(decoded)
-
-    def expected_s(self, photos: int) -> float:
-        """Return in how many seconds so many photographs more will be decoded; 0 before any was."""
-        return (self.mean_s or 0.0) * (self.waiting / self.threads + ceil(photos / self.threads))
 
     def close(self) -> None:
         """End the pool; what has not begun is dropped."""

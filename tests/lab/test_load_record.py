@@ -374,27 +374,6 @@ def test_paired_rounds_make_a_ratio_with_an_interval(bench: Bench) -> None:
     assert 1.5 < judged.low < 2.0 < (judged.high or 0) < 2.6
 
 
-def test_goodput_is_set_against_the_rate_that_did_not_hold(bench: Bench) -> None:
-    def send(settings: Settings, rate: float, label: str, _: Any) -> Run:
-        bench.runs.append(run(samples(rate, settings, 0.01), settings, rate, label=label))
-        return bench.runs[-1]
-
-    def saturate(settings: Settings, lanes: int) -> Run:
-        bench.runs.append(run(samples(100, settings, 0.01), settings, None, label="saturation"))
-        return bench.runs[-1]
-
-    settings = Settings(seconds=20, seed=1, limit_s=0.06)
-    found = find_max(bench, "server", settings, send, saturate, rest_s=0, resolution=0.3)
-    assert found.failed is not None
-    bench.runs.append(run(samples(50, settings), settings, 50, label="overload"))
-    told = ("overload", "server"), ("overload", "another"), ("nothing", "server")
-    bench.claims += [claims.claim("much", "ratio of goodput to held rate", of, ">=", 0.9) for of in told]
-    record = bench.record()
-    values = [claim.value for claim in record.claims]
-    assert values == [pytest.approx(bench.runs[-1].figures.goodput_per_s.value / found.failed), None, None]
-    assert check(record) == []
-
-
 def test_every_figure_can_be_shown(record: LoadRecord, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     terminal.show(record, console())
     told = capsys.readouterr().out

@@ -5,6 +5,7 @@ import http.client
 import json
 import re
 import socket
+import struct
 import time
 from collections.abc import Iterator
 
@@ -395,3 +396,70 @@ def test_streams_are_limited_and_given_back(served: Sockets) -> None:
         return status_of(text) == 200
 
     wait_until(free)
+
+
+def test_a_body_is_no_request_whatever_upgrade_is_asked_for(served: Sockets) -> None:
+    """The parser takes an Upgrade to have no body: what follows would be run as a request of its own."""
+    inner = b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    whole = request(inner, connection="upgrade", upgrade="x")
+    for cut in (len(whole), len(whole) - len(inner), len(whole) - 5):
+        with served.connect() as connection:
+            connection.sendall(whole[:cut])
+            time.sleep(0.05)
+            connection.sendall(whole[cut:])
+            answer = received(connection)
+        assert status_of(answer) == 400
+        assert answer.count(b"HTTP/1.1 ") == 1
+    chunked = whole.replace(b"Content-Length: %d" % len(inner), b"Transfer-Encoding: chunked")
+    with served.connect() as connection:
+        connection.sendall(chunked)
+        answer = received(connection)
+    assert status_of(answer) == 400
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_who_was_answered_before_the_end_of_the_body_is_not_kept_for_ever(served: Sockets) -> None:
+    whole = request(b"x" * 1000, path="/v2/models/none/classify")
+    with served.connect() as connection:
+        connection.sendall(whole[:-500])
+        time.sleep(0.1)
+        connection.sendall(whole[-500:])
+        begun = time.monotonic()
+        assert status_of(received(connection)) == 404  # and closed
+        assert time.monotonic() - begun < LIMITS.idle_s + 4
+
+
+def test_a_header_that_begins_behind_a_body_has_its_time_too(served: Sockets) -> None:
+    body, headers = binary_body(tensors(1), outputs=[{"name": "first"}])
+    with served.connect() as connection:
+        connection.sendall(request(body, **headers) + b"POS")
+        answer = received(connection)
+    assert status_of(answer) == 200
+    assert answer.count(b"HTTP/1.1 ") == 2
+    assert b"HTTP/1.1 408 " in answer
+
+
+def test_an_idle_connection_that_is_reset_is_let_go_at_once(served: Sockets) -> None:
+    connection = served.connect()
+    connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+    (ours,) = (c for c in served.server.server_state.connections if c.client == connection.getsockname())
+    wait_until(lambda: ours.timeout_keep_alive_task is not None)  # type: ignore[union-attr]
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    wait_until(lambda: ours not in served.server.server_state.connections)
+    assert ours.timeout_keep_alive_task is None  # type: ignore[union-attr]
+
+
+def test_empty_lines_around_requests_are_nothing(served: Sockets) -> None:
+    """RFC 9112, 2.2; and however many come, they do not add up to a header."""
+    asked = b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with served.connect() as connection, connection.makefile("rb") as reader:
+        for piece in (b"\r\n" + asked, asked + b"\r\n", b"\r\n\r\n", asked, *([b"\r\n" * 300] * 5), asked):
+            connection.sendall(piece)
+            time.sleep(0.01)
+            if asked in piece:
+                assert reader.readline().startswith(b"HTTP/1.1 200 ")
+                while reader.readline() != b"\r\n":
+                    pass
+                assert reader.read(len(b'{"live":true}')) == b'{"live":true}'

@@ -99,7 +99,7 @@ def test_a_tensor_is_refused_before_it_is_sent_and_the_connection_serves_on(serv
         status, _, body = answer_of(connection)
         assert status == 200
         np.testing.assert_array_equal(first_values(body), expected(images)[1])
-    assert [images for images, _, _ in full.asked] == [1, 1, 1, 1]
+    assert [count for count, _, _ in full.asked] == [128] * 4
 
 
 @pytest.mark.parametrize("piece", [1 << 30, 65_536, 1_009])
@@ -172,6 +172,37 @@ def test_a_priority_in_the_json_opens_the_door(served: Sockets, full: Full) -> N
         status, _, body = answer_of(connection)
     assert status == 200
     np.testing.assert_array_equal(first_values(body), expected(images)[1])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "count"),
+    [
+        ([{"shape": [3, 3, 8, 8]}, {"shape": [7]}], 3),
+        ([{"shape": []}], 1),
+        ([{"shape": [-1, 3]}], 1),
+        ([{"shape": ["3"]}], 1),
+        ([{}], 1),
+        ([], 1),
+        ("all", 1),
+    ],
+)
+def test_as_many_images_are_judged_as_the_first_tensor_says(
+    served: Sockets, full: Full, inputs: object, count: int
+) -> None:
+    asked = json.dumps({"inputs": inputs}).encode()
+    line = f"POST {INFER} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(asked) + 9000}\r\n"
+    with served.connect() as connection:
+        connection.sendall(f"{line}Inference-Header-Content-Length: {len(asked)}\r\n\r\n".encode() + asked)
+        assert answer_of(connection)[0] == 429
+    assert [images for images, _, _ in full.asked] == [count]
+
+
+def test_too_many_images_are_told_what_is_wrong_and_not_to_come_again(served: Sockets, full: Full) -> None:
+    head, asked, tensor = asking(tensors(LIMITS.images_per_request + 1))
+    with served.connect() as connection:
+        connection.sendall(head + asked + tensor)
+        assert answer_of(connection)[0] == 413
+    assert full.asked == []
 
 
 def test_a_slow_sender_holds_no_place(served: Sockets, full: Full) -> None:
@@ -544,3 +575,19 @@ def test_a_body_that_never_ends_behind_a_known_header_is_let_go(served: Sockets,
         assert answer_of(connection)[0] == 429
         assert received(connection) == b""  # until the server closes
     wait_until(lambda: not served.server.server_state.connections)
+
+
+def test_empty_lines_around_a_known_header_change_nothing(served: Sockets, full: Full) -> None:
+    body = b"x" * 50
+    line = f"POST {CLASSIFY} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with served.connect() as connection:
+        connection.sendall(line + body)
+        assert answer_of(connection)[0] == 429
+        for _ in range(LIMITS.header_bytes // 2 // 20):  # of empty lines as many as a header may have bytes
+            connection.sendall(line + body + b"\r\n" * 20)
+            assert answer_of(connection)[0] == 429
+        connection.sendall(b"\r\n")
+        time.sleep(0.05)
+        connection.sendall(line + body[:10])  # and no more: refused once, and let go without a second answer
+        assert answer_of(connection)[0] == 429
+        assert received(connection) == b""

@@ -119,15 +119,6 @@ def _held_ratio(record: LoadRecord, of: Sequence[str]) -> Found:
     return first.held / second.held, low, high
 
 
-def _goodput_over_held(record: LoadRecord, of: Sequence[str]) -> Found:
-    """Goodput of the first label's runs (median) over the lowest rate at which the target of that name did not hold."""
-    ours = [run.figures.goodput_per_s.value for run in _runs(record, of[0])]
-    search = next((each for each in record.searches if each.target == of[1]), None)
-    if not ours or search is None or search.failed is None or search.limited_by != "server":
-        return None
-    return float(np.median(ours)) / search.failed, None, None
-
-
 def _unexpected(record: LoadRecord, of: Sequence[str]) -> Found:
     """Answers of those labels that neither were good nor say that the server is busy."""
     runs = [run for label in of for run in _runs(record, label)]
@@ -199,7 +190,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "ratio to series": _rate_over_series,
         "ratio of goodput to rate": _goodput_ratio,
         "ratio of held rates": _held_ratio,
-        "ratio of goodput to held rate": _goodput_over_held,
         "not answered": _not_answered,
         "unexpected answers": _unexpected,
         "wrong answers": _wrong,
