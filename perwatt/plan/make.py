@@ -9,6 +9,7 @@ from perwatt.errors import PlanError, UnsupportedOperator
 from perwatt.graph.operators import FOREIGN_OPSET
 from perwatt.plan.algorithm import Algorithm, Step, Tile, allowed_error
 from perwatt.plan.buffers import Lifetime, arrange
+from perwatt.plan.errors import error_shares
 from perwatt.plan.placement import Placement
 from perwatt.plan.plan import Candidate, Plan, PlannedStep
 
@@ -22,8 +23,7 @@ PURSUED, PURSUED_TILES = 2, 3
 # less than timing can tell.
 HALVES_TIE = 0.97
 # How much larger the whole network's expected rounding error may be than that of direct FP32 arithmetic by usual
-# kernels (algorithm.USUAL_RUN). The built-in networks' logits come out at 0.8 to 2.8 times ONNX Runtime's error: later
-# layers average out part of what the model adds up.
+# kernels (algorithm.USUAL_RUN), as far as it reaches the answers (plan/errors.py).
 ERROR_BUDGET = 5.0
 
 
@@ -161,7 +161,7 @@ def make(
         # keep (a large network's tuning may end after its first round).
         pools.append(measured + _as_estimated_here(measured, [c for c in timed if c.measured_s is None]))
     passages = [placement.repeats(position) for position in range(len(pools))]
-    chosen = within_budget(placement.steps, pools, error_budget, passages)
+    chosen = within_budget(placement.steps, pools, error_budget, passages, error_shares(placement))
     for step, pool, refused, choice in zip(placement.steps, pools, refusals, chosen, strict=True):
         planned.append(PlannedStep(step, choice, _why(pool, choice), (*_others(pool, choice), *refused)))
     offsets, total = arrange(_lifetimes(placement))
@@ -179,27 +179,32 @@ def _as_estimated_here(measured: Sequence[Candidate], others: Sequence[Candidate
 
 
 def within_budget(
-    steps: Sequence[Step], pools: Sequence[Sequence[Candidate]], error_budget: float, passages: Sequence[int]
-) -> list[Candidate]:
+    steps: Sequence[Step], pools: Sequence[Sequence[Candidate]], error_budget: float, passages: Sequence[int],
+    shares: Sequence[float],
+) -> list[Candidate]:  # fmt: skip
     """Return one candidate per step: the first of its pool, then more exact ones until the budget is kept.
 
-    `passages`: how often each step runs for a batch, since what a slower candidate loses it loses every time. Errors
-    of steps add as squares. Where even the most exact candidates exceed the budget, they are what is returned.
+    `passages`: how often each step runs for a batch, since what a slower candidate loses it loses every time. `shares`:
+    how much of each step's error reaches the answers. What reaches them adds as squares. Where even the most exact
+    candidates exceed the budget, they are what is returned.
     """
     chosen = [pool[0] for pool in pools]
-    allowed = error_budget**2 * sum(allowed_error(step) ** 2 for step in steps)
-    total = sum(candidate.error**2 for candidate in chosen)
+    allowed = error_budget**2 * sum(
+        (share * allowed_error(step)) ** 2 for share, step in zip(shares, steps, strict=True)
+    )
+    total = sum((share * candidate.error) ** 2 for share, candidate in zip(shares, chosen, strict=True))
     while total > allowed:
         swaps = []
         for position, (pool, now) in enumerate(zip(pools, chosen, strict=True)):
             better = next((c for c in pool if c.error < now.error), None)
             if better is not None:
                 loss = max((better.seconds - now.seconds) * passages[position], 1e-9)
-                swaps.append(((now.error**2 - better.error**2) / loss, position, better))
+                gain = shares[position] ** 2 * (now.error**2 - better.error**2)
+                swaps.append((gain / loss, position, better))
         if not swaps:
             break
         _, position, better = max(swaps, key=lambda swap: swap[0])
-        total -= chosen[position].error ** 2 - better.error**2
+        total -= shares[position] ** 2 * (chosen[position].error ** 2 - better.error**2)
         chosen[position] = better
     return chosen
 

@@ -1,5 +1,6 @@
 """Making a Plan: the fastest that fits, the limit kept or the least that would do named, and every reason told."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from math import sqrt
 
@@ -13,6 +14,7 @@ from perwatt.errors import PlanError, UnsupportedOperator
 from perwatt.graph import Builder
 from perwatt.plan import Algorithm, candidates, make, place, shortlist, tile_key, without_constants
 from perwatt.plan.algorithm import allowed_error
+from perwatt.plan.errors import error_shares
 from perwatt.plan.make import within_budget
 from perwatt.plan.precision import Allowance, Precision
 
@@ -119,9 +121,14 @@ def test_the_error_budget_is_kept_by_what_was_never_timed() -> None:
     loose = make("net", placement, KERNELS, timings=timings, error_budget=1e6)
     assert [p.choice.error for p in loose.steps] == [c.error for c in coarsest]
     plan = make("net", placement, KERNELS, timings=timings, error_budget=2.0)
-    allowed = 2.0 * sqrt(sum(allowed_error(step) ** 2 for step in placement.steps))
-    assert sqrt(sum(c.error**2 for c in coarsest)) > allowed, "the case must have something to give up"
-    assert sqrt(sum(p.choice.error**2 for p in plan.steps)) <= allowed
+    shares = error_shares(placement)
+
+    def reaching(errors: Iterable[float]) -> float:
+        return sqrt(sum((share * error) ** 2 for share, error in zip(shares, errors, strict=True)))
+
+    allowed = 2.0 * reaching(allowed_error(step) for step in placement.steps)
+    assert reaching(c.error for c in coarsest) > allowed, "the case must have something to give up"
+    assert reaching(p.choice.error for p in plan.steps) <= allowed
 
 
 def test_the_error_budget_takes_from_who_loses_least_in_all_passages() -> None:
@@ -134,8 +141,11 @@ def test_the_error_budget_takes_from_who_loses_least_in_all_passages() -> None:
     slower = replace(exact, estimated_s=2.5e-3)
     pools = [[loose, exact], [loose, slower]]
     budget = 1.2 / allowed_error(step) / sqrt(2)  # for one loose candidate of the two
-    assert within_budget([step, step], pools, budget, [1, 1]) == [exact, loose]
-    assert within_budget([step, step], pools, budget, [6, 1]) == [loose, slower], "the first runs six times a batch"
+    assert within_budget([step, step], pools, budget, [1, 1], [1.0, 1.0]) == [exact, loose]
+    assert within_budget([step, step], pools, budget, [6, 1], [1.0, 1.0]) == [loose, slower], "the first runs six times"
+    # Less of the second's error reaches the answers: what it gives up brings less, and both together break less.
+    assert within_budget([step, step], pools, budget, [1, 2], [1.0, 0.9]) == [exact, loose]
+    assert within_budget([step, step], pools, 1.4 * budget, [1, 1], [1.0, 0.1]) == [loose, loose]
 
 
 def test_estimates_beside_measured_times_are_corrected_by_them() -> None:
