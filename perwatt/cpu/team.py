@@ -119,10 +119,10 @@ class _Crew:
 
     def close(self) -> None:
         """Stop for good, after the run in progress; called at interpreter exit, before code is unloaded."""
+        self.closed = True  # before waiting: who runs again and again might take the lock first, again and again
         lock = self.lock
         held = lock.acquire(timeout=_STOP_WAIT_S)
         try:
-            self.closed = True
             if self.started:
                 self.dismiss()
         finally:
@@ -212,9 +212,9 @@ class Team:
     def _run(self, address: int, steps: int, times: int, table: Table | None = None) -> None:
         crew = self._crew
         with crew.lock:
+            if crew.closed:
+                raise EngineError("expected a running team, this one is closed; make another")
             if not crew.started:
-                if crew.closed:
-                    raise EngineError("expected a running team, this one is closed; make another")
                 crew.start()
             allowed = os.sched_getaffinity(0) if crew.cpus and hasattr(os, "sched_getaffinity") else set()
             if crew.cpus and (len(allowed) == 1 or crew.cpus[0] not in allowed):

@@ -123,6 +123,7 @@ import numpy as np
 from perwatt.cpu import team as team_module
 from perwatt.cpu.jit import compile_module
 from perwatt.cpu.team import Team, shared_team
+from perwatt.errors import EngineError
 CODE = compile_module('''{KERNELS}''')
 cells = np.zeros(64, np.int64)
 slow = np.array([cells.ctypes.data, 7, 0, 10_000_000], np.int64)
@@ -524,6 +525,32 @@ def test_the_interpreter_exits_beside_a_living_team(script: str) -> None:
     done = python(script)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - start < 8
+
+
+def test_a_team_that_runs_without_pause_closes_after_the_run_in_progress() -> None:
+    """The lock is not fair: who runs again and again would take it again and again."""
+    done = python("""
+longest = 0.0
+for _ in range(8):
+    team = Team(2)
+    run = team.bind(slowly)
+    def again():
+        try:
+            while True:
+                run()
+        except EngineError:
+            pass
+    other = threading.Thread(target=again)
+    other.start()
+    time.sleep(0.1)
+    begun = time.monotonic()
+    team.close()
+    longest = max(longest, time.monotonic() - begun)
+    other.join()
+print(longest)
+""")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
