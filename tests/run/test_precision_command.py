@@ -1,5 +1,6 @@
 """`perwatt tune NET --precision auto` on photographs: what it says of a network that is beyond FP16."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -60,4 +61,8 @@ def test_what_is_beyond_fp16_stays_fp32_and_is_told_in_words(
     assert "top-1 agrees with FP32 on 12 of 12 images" in said
     assert "not stored in fp16: huge reaches 2e+05; fp16 ends at 6.55e+04, of which 8 times is kept free" in said
     assert "activations between steps: " in said
-    assert "in fp16" not in said.partition("activations between steps: ")[2].partition("\n")[0]
+    stored = said.partition("activations between steps: ")[2].partition("\n")[0]
+    halves = re.search(r"(\d+) in fp16", stored)
+    assert halves is None or halves[1] == "1", (
+        "the answers alone are small enough for it, if it is measured to be faster"
+    )
