@@ -9,9 +9,9 @@ from perwatt.errors import PlanError, UnsupportedOperator
 from perwatt.graph.operators import FOREIGN_OPSET
 from perwatt.plan.algorithm import Algorithm, Step, Tile, allowed_error
 from perwatt.plan.buffers import Lifetime, arrange
-from perwatt.plan.errors import error_shares
 from perwatt.plan.placement import Placement
 from perwatt.plan.plan import Candidate, Plan, PlannedStep
+from perwatt.plan.rounding import error_shares
 
 Catalogue = Sequence[Algorithm]
 # Measured seconds of (position of the step, algorithm, tile as sorted pairs).
@@ -23,7 +23,7 @@ PURSUED, PURSUED_TILES = 2, 3
 # less than timing can tell.
 HALVES_TIE = 0.97
 # How much larger the whole network's expected rounding error may be than that of direct FP32 arithmetic by usual
-# kernels (algorithm.USUAL_RUN), as far as it reaches the answers (plan/errors.py).
+# kernels (algorithm.USUAL_RUN), as far as it reaches the answers (plan/rounding.py).
 ERROR_BUDGET = 5.0
 
 

@@ -281,7 +281,7 @@ class Connection(HttpToolsProtocol):
         self._between = True  # whether the parser waits for a message to begin
         self._begun = 0  # messages that began in what was received last
         self._refused: Knock | None = None  # the last of them that was refused at the door
-        self._judged = False
+        self._judged = False  # whether the door has let the message in that the parser is about to see
         if len(self.connections) > self.limits.connections:
             self._refuse(503, f"expected at most {self.limits.connections} connections; come again later")
             return

@@ -14,9 +14,9 @@ from perwatt.errors import PlanError, UnsupportedOperator
 from perwatt.graph import Builder
 from perwatt.plan import Algorithm, candidates, make, place, shortlist, tile_key, without_constants
 from perwatt.plan.algorithm import allowed_error
-from perwatt.plan.errors import error_shares
 from perwatt.plan.make import within_budget
 from perwatt.plan.precision import Allowance, Precision
+from perwatt.plan.rounding import error_shares
 
 MIB = 1 << 20
 

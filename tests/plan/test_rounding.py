@@ -7,7 +7,7 @@ import pytest
 from plan_cases import place_net
 from small_graphs import NETS, Net, residuals
 
-from perwatt.plan.errors import error_shares, largest_of
+from perwatt.plan.rounding import error_shares, largest_of
 
 
 @pytest.mark.parametrize("values", [1, 2, 4, 9, 25])
